@@ -1,0 +1,53 @@
+"""Batches of inputs: arrays, or tuples of arrays for networks with several inputs."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+import numpy as np
+
+from ._checks import check_finite
+
+
+_NOT_FINITE = "Remove such examples, or replace missing values, before computing kernels."
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether any array is abstract, under `jit`, `vmap` or `grad`."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def batch_size(x: PyTree[Array]) -> int:
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def to_batch(name: str, x: PyTree) -> PyTree[Array]:
+    """A batch of inputs as arrays of at least float32.
+
+    **Raises:** `ValueError`, naming the argument, for what is not a batch of inputs.
+    """
+    if isinstance(x, tuple | list):
+        parts = tuple(to_batch(f"{name}[{i}]", part) for i, part in enumerate(x))
+        if len({batch_size(part) for part in parts}) != 1:
+            raise ValueError(
+                f"`{name}` must be a tuple of batches of the same size, one for each of "
+                f"the network's inputs, but these have "
+                f"{[batch_size(part) for part in parts]} examples."
+            )
+        return parts
+    if not isinstance(x, jax.Array | np.ndarray):
+        raise ValueError(f"`{name}` must be an array, but it is a {type(x).__name__}.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"`{name}` must be real floating-point numbers, but its dtype is {x.dtype}. "
+            f"Convert it first, such as by `{name}.astype(float) / 255` for images."
+        )
+    if x.ndim < 2:
+        raise ValueError(
+            f"`{name}` must have a batch axis and a channel axis, of shape `(n, *spatial, "
+            f"channels)`, but its shape is {x.shape}. Add an axis by `{name}[:, None]` for "
+            f"scalar inputs, or by `{name}[None]` for a single example."
+        )
+    if 0 in x.shape:
+        raise ValueError(f"`{name}` must not be empty, but its shape is {x.shape}.")
+    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    return x if is_traced(x) else check_finite(name, x, _NOT_FINITE)

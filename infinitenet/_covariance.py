@@ -1,0 +1,146 @@
+"""Covariances between the positions of two inputs, and the maps that act on them."""
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+import functools as ft
+import itertools as it
+import math
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from ._window import Window
+
+
+class Pairs(IntEnum):
+    """Pairs of positions $(p, q)$ that a covariance holds.
+
+    - `NONE`: nothing.
+    - `SAME`: only $p = q$, as an array of shape `spatial`.
+    - `ALL`: every pair, as an array of shape `spatial + spatial`: first $p$ in the first
+        input, then $q$ in the second.
+    """
+
+    NONE = 0
+    SAME = 1
+    ALL = 2
+
+
+# Windows of up to this many positions are summed in one pass over memory. Of larger ones,
+# each dimension is a pass of its own, which takes fewer additions.
+_MAX_TAPS = 9
+
+
+class Covariance(eqx.Module):
+    """The covariance of one channel of a layer's activations on two inputs.
+
+    It is about one pair of inputs. A batch of them is something that `jax.vmap` makes.
+    """
+
+    array: Float[Array, "*pairs"]
+    pairs: Pairs = eqx.field(static=True)
+
+    @staticmethod
+    def of_inputs(
+        x1: Float[Array, "*spatial channels"],
+        x2: Float[Array, "*spatial channels"],
+        pairs: Pairs,
+    ) -> "Covariance | None":
+        """Mean over channels of the products of two inputs."""
+        if pairs == Pairs.NONE:
+            return None
+        # A matrix product, as `sum(x1 * x2)` would be several times slower under `vmap`.
+        # Nothing less than full precision will do: angles are sensitive to it.
+        if pairs == Pairs.ALL:
+            k = jnp.tensordot(x1, x2, (-1, -1), precision=lax.Precision.HIGHEST)
+        else:
+            k = jnp.vecdot(x1, x2, precision=lax.Precision.HIGHEST)
+        return Covariance(k / x1.shape[-1], pairs)
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The shape of positions: empty if there are none."""
+        return self.array.shape[: self.array.ndim // self.pairs]
+
+    def diagonal(self) -> Float[Array, "*spatial"]:
+        """Entries at equal positions."""
+        if self.pairs == Pairs.SAME:
+            return self.array
+        size = math.prod(self.spatial)
+        return jnp.diagonal(self.array.reshape(size, size)).reshape(self.spatial)
+
+    def to(self, pairs: Pairs) -> "Covariance":
+        """The same, or only its diagonal."""
+        if pairs > self.pairs:
+            raise ValueError(f"A covariance of {self.pairs!r} pairs lacks {pairs!r} ones.")
+        return self if pairs == self.pairs else Covariance(self.diagonal(), pairs)
+
+    def window(self, window: Window) -> "Covariance":
+        """Mean over offsets `d` within a window, of the entries at `(p + d, q + d)`.
+
+        Zero outside of the input, over which the mean extends too.
+        """
+        copies = int(self.pairs) if self.spatial else 0
+        # Barriers keep XLA from computing whatever came before once for each tap.
+        k = lax.optimization_barrier(window.pad(self.array, copies))
+        ndim = len(window.size)
+        for dims in _passes(window.size):
+            k = ft.reduce(jnp.add, _taps(k, window, dims, ndim))
+            k = lax.optimization_barrier(k)
+        return Covariance(k / math.prod(window.size), self.pairs)
+
+    def map(self, matrices: Sequence[np.ndarray]) -> "Covariance":
+        """The covariance of activations multiplied, along each dimension, by a matrix.
+
+        Needs `ALL` pairs. The matrices are of shape `(outputs, inputs)`.
+        """
+        k, ndim = self.array, len(self.spatial)
+        for axis in range(k.ndim):
+            k = apply_matrix(matrices[axis % ndim], k, axis)
+        return Covariance(k, self.pairs)
+
+    def mean_of_diagonal(self) -> "Covariance":
+        """The covariance of channels that are positions as well: one without positions.
+
+        A product with a vector, as sums of many terms in sequence lose digits.
+        """
+        k = self.diagonal().reshape(-1)
+        mean = jnp.dot(k, jnp.full_like(k, 1 / k.size), precision=lax.Precision.HIGHEST)
+        return Covariance(mean, Pairs.SAME)
+
+
+def apply_matrix(
+    matrix: np.ndarray, array: Float[Array, "..."], axis: int
+) -> Float[Array, "..."]:
+    """Multiplies an array, along an axis, by a matrix of shape `(outputs, inputs)`."""
+    matrix = jnp.asarray(matrix, array.dtype)
+    out = jnp.tensordot(array, matrix, (axis, 1), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(out, -1, axis)
+
+
+def _passes(size: Sequence[int]) -> list[tuple[int, ...]]:
+    """Groups the dimensions of a window by the pass over memory that sums them."""
+    groups: list[tuple[int, ...]] = []
+    for dim in range(len(size)):
+        merged = (*groups[-1], dim) if groups else (dim,)
+        if groups and math.prod(size[d] for d in merged) <= _MAX_TAPS:
+            groups[-1] = merged
+        else:
+            groups.append((dim,))
+    return groups
+
+
+def _taps(
+    k: Float[Array, "..."], window: Window, dims: Sequence[int], ndim: int
+) -> Iterator[Float[Array, "..."]]:
+    """For each offset along `dims`, the entries that it moves into place."""
+    for offsets in it.product(*(range(window.size[dim]) for dim in dims)):
+        tap = k
+        for dim, d in zip(dims, offsets, strict=True):
+            for axis in range(dim, k.ndim, ndim):  # Of `p`, and of `q` if it is there.
+                end = d + k.shape[axis] - window.size[dim] + 1
+                tap = lax.slice_in_dim(tap, d, end, window.strides[dim], axis)
+        yield tap

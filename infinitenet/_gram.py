@@ -1,0 +1,229 @@
+"""Kernel matrices of networks."""
+
+from collections.abc import Callable
+import functools as ft
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._batch import batch_size, is_traced, to_batch
+from ._checks import check_finite
+from ._covariance import Covariance, Pairs
+from ._kernel import Demand, Kernel
+from ._layer import AbstractLayer
+from ._matrices import Gram
+from ._progress import Progress, reporting
+from ._tiles import choose_area, choose_tiles, compile_program, largest_array, starts
+from ._weights import without_weights
+
+
+def gram(
+    net: AbstractLayer,
+    x1: PyTree[Float[Array, "n1 ..."]],
+    x2: PyTree[Float[Array, "n2 ..."]] | None = None,
+    *,
+    ntk: bool = True,
+    memory: int | None = None,
+    progress: Progress | bool = True,
+    demand: Demand = Demand(),
+) -> Gram:
+    r"""Kernel matrices of an infinitely wide network.
+
+    Entries $(i, j)$ are what `net.kernel(x1[i], x2[j])` gives. They are computed in tiles,
+    one after the other, of a size that fits into a memory budget and into the cache.
+
+    !!! example
+
+        ```python
+        k_train = inn.gram(net, x_train)
+        k_test = inn.gram(net, x_test, x_train)
+        k_test.nngp, k_test.ntk  # of shape (n_test, n_train)
+        ```
+
+    **Arguments:**
+
+    - `net`: a network, before or after `init`.
+    - `x1`: a batch of inputs, of shape `(n1, *spatial, channels)`, or a tuple of such for
+        a network with several inputs. float64 is computed in float64 where JAX has it
+        enabled; anything below float32 in float32.
+    - `x2`: likewise, of `n2` inputs. Without it the matrix is that of `x1` with itself, of
+        which only one half is computed. Its diagonal then is exact even in float32, while
+        `gram(net, x, x)` may lose half of the digits of the NTK there.
+    - `ntk`: whether to compute the NTK too. It doubles the work.
+    - `memory`: bytes that a tile may use, besides the result. By default half of what
+        the device has.
+    - `progress`: `True` for a bar on long work (if `tqdm` is installed), `False` for none,
+        or a function that is called with the number of entries done and of all entries.
+    - `demand`: for networks that keep positions to their end, the pairs of positions
+        that are wanted: equal ones by default.
+
+    **Returns:**
+
+    A [`infinitenet.Gram`][], of arrays `nngp` and `ntk` of shape `(n1, n2)`. `ntk` is
+    `None` if it was not asked for. If positions remain, `(n1, n2, *spatial)`, or
+    `(n1, n2, *spatial, *spatial)` if all pairs are demanded.
+
+    **Raises:** `ValueError` if the network or the inputs cannot work, with the layer and
+    the remedy; if inputs are not finite; if the memory budget is too small for one entry;
+    and if the kernel overflows.
+
+    It can be differentiated, compiled and vectorised. Under these transformations it is one
+    computation, without progress and without checks of values.
+    """
+    if not isinstance(net, AbstractLayer):
+        raise ValueError(f"`net` must be a layer, but it is {net!r}.")
+    x1 = to_batch("x1", x1)
+    x2 = None if x2 is None else to_batch("x2", x2)
+    arrays, static = eqx.partition(without_weights(net), eqx.is_array)
+
+    def entry(arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
+        net = eqx.combine(arrays, static)
+        kernel = net.kernel(x1, x2, ntk=ntk, demand=demand)
+        if not isinstance(kernel, Kernel):
+            raise ValueError("`net` must end in one array: add `FanInSum` after branches.")
+        return kernel.nngp, kernel.ntk
+
+    first = _example(x1), _example(x1 if x2 is None else x2)
+    area = choose_area(largest_array(entry, arrays, *first), memory)
+    if is_traced((arrays, x1, x2)):
+        return _to_gram(_by_rows(entry, arrays, x1, x2, area))
+    with reporting(progress, "kernel") as report:
+        out = _to_gram(_by_tiles(entry, arrays, x1, x2, area, report))
+    for name, array in (("nngp", out.nngp), ("ntk", out.ntk)):
+        if array is not None:
+            check_finite(name, array, _OVERFLOW)
+    return out
+
+
+Pair: TypeAlias = tuple[Covariance, Covariance | None]
+Entry: TypeAlias = Callable[[PyTree, PyTree, PyTree | None], Pair]
+
+_OVERFLOW = (
+    "The kernel has overflowed: lower `W_std`, use fewer layers, scale the inputs down, or "
+    'use float64 (`jax.config.update("jax_enable_x64", True)`).'
+)
+
+
+def _example(x: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda x: x[0], x)
+
+
+def _to_gram(pair: Pair) -> Gram:
+    nngp, ntk = pair
+    return Gram(nngp.array, None if ntk is None else ntk.array)
+
+
+def _by_rows(
+    entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree | None, area: int
+) -> Pair:
+    """One differentiable computation, the memory of which is that of some rows."""
+    columns = x1 if x2 is None else x2
+
+    @jax.checkpoint
+    def row(x1: PyTree) -> Pair:
+        return jax.vmap(lambda x2: entry(arrays, x1, x2))(columns)
+
+    out = lax.map(row, x1, batch_size=max(area // batch_size(columns), 1))
+    if x2 is not None:
+        return out
+    alone = jax.vmap(lambda x: entry(arrays, x, None))(x1)
+    index = jnp.arange(batch_size(x1))
+    return jax.tree.map(lambda k, k0: k.at[index, index].set(k0), out, alone)
+
+
+def _by_tiles(
+    entry: Entry,
+    arrays: PyTree,
+    x1: PyTree,
+    x2: PyTree | None,
+    area: int,
+    report: Progress,
+) -> Pair:
+    """Tile after tile, each waiting for the one before: so few are in memory."""
+    columns = x1 if x2 is None else x2
+    n1, n2 = batch_size(x1), batch_size(columns)
+    tiling = choose_tiles(n1, n2, area, symmetric=x2 is None)
+    pairs = jax.vmap(jax.vmap(entry, (None, None, 0)), (None, 0, None))
+    row, column = _cut(x1, 0, tiling.rows), _cut(columns, 0, tiling.columns)
+    program = compile_program(pairs, arrays, row, column)
+    out = new = None
+    write = _write if x2 is not None else _write_symmetric
+    total = n1 * n2
+    for done, tile in enumerate(tiling.tiles):
+        jax.block_until_ready(new)
+        report(done * total // len(tiling.tiles), total)
+        row = _cut(x1, tile.row, tiling.rows)
+        new = program(arrays, row, _cut(columns, tile.column, tiling.columns))
+        out = _empty(new, n1, n2) if out is None else out
+        out = write(out, new, tile.row, tile.column)
+    assert out is not None
+    if x2 is None:
+        out = _with_diagonal(out, entry, arrays, x1, area)
+    jax.block_until_ready(out)
+    report(total, total)
+    return out
+
+
+def _with_diagonal(
+    out: Pair, entry: Entry, arrays: PyTree, x: PyTree, area: int
+) -> Pair:
+    """The diagonal from inputs alone, which is exact: see `Kernel.alone`."""
+    n = batch_size(x)
+    size = min(area, n)
+    alone = jax.vmap(lambda arrays, x: entry(arrays, x, None), (None, 0))
+    program = compile_program(alone, arrays, _cut(x, 0, size))
+    for start in starts(n, size):
+        new = program(arrays, _cut(x, start, size))
+        out = _write_diagonal(out, new, start)
+    return out
+
+
+def _empty(tile: Pair, n1: int, n2: int) -> Pair:
+    return jax.tree.map(lambda k: jnp.zeros((n1, n2, *k.shape[2:]), k.dtype), tile)
+
+
+@ft.partial(jax.jit, static_argnums=2)
+def _cut(x: PyTree, start: int | Array, size: int) -> PyTree:
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), x)
+
+
+# These give the memory of the matrix back, so that there is one copy of it only.
+@ft.partial(jax.jit, donate_argnums=0)
+def _write(out: Pair, tile: Pair, row: Array, column: Array) -> Pair:
+    def write(out: Array, tile: Array) -> Array:
+        start = (row, column) + (0,) * (out.ndim - 2)
+        return lax.dynamic_update_slice(out, tile, start)
+
+    return jax.tree.map(write, out, tile)
+
+
+@ft.partial(jax.jit, donate_argnums=0)
+def _write_symmetric(out: Pair, tile: Pair, row: Array, column: Array) -> Pair:
+    mirrored = jax.tree.map(_mirror, tile, is_leaf=lambda k: isinstance(k, Covariance))
+    # Tiles on the diagonal hold each entry twice, perhaps with other rounding.
+    mean = lambda a, b: jnp.where(row == column, (a + b) / 2, a)
+    out = _write(out, jax.tree.map(mean, tile, mirrored), row, column)
+    return _write(out, jax.tree.map(mean, mirrored, tile), column, row)
+
+
+def _mirror(cov: Covariance) -> Covariance:
+    """Swaps both inputs of a matrix of covariances."""
+    k = jnp.swapaxes(cov.array, 0, 1)
+    if cov.pairs == Pairs.ALL:
+        ndim = (k.ndim - 2) // 2
+        first, second = range(2, 2 + ndim), range(2 + ndim, k.ndim)
+        k = jnp.transpose(k, (0, 1, *second, *first))
+    return Covariance(k, cov.pairs)
+
+
+@ft.partial(jax.jit, donate_argnums=0)
+def _write_diagonal(out: Pair, new: Pair, start: Array) -> Pair:
+    def write(out: Array, new: Array) -> Array:
+        index = start + jnp.arange(len(new))
+        return out.at[index, index].set(new)
+
+    return jax.tree.map(write, out, new)

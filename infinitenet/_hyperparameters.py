@@ -1,0 +1,82 @@
+"""Conversion and checks of the arguments that layers are made from."""
+
+from collections.abc import Sequence
+import operator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from ._custom_types import Scalar, Sizes
+from ._path import LayerError
+
+
+def to_scalar(value: Scalar) -> Float[Array, ""]:
+    """Hyperparameters are arrays: to be differentiated, and changed without compiling."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    return jnp.asarray(value, float)
+
+
+def to_optional_scalar(value: Scalar | None) -> Float[Array, ""] | None:
+    return None if value is None else to_scalar(value)
+
+
+def to_sizes(value: Sizes | int) -> tuple[int, ...]:
+    """One size for each spatial dimension."""
+    if isinstance(value, int):
+        return (value,)
+    return tuple(operator.index(n) for n in value)
+
+
+def to_optional_sizes(value: Sizes | int | None) -> tuple[int, ...] | None:
+    return None if value is None else to_sizes(value)
+
+
+def check_width(layer: object, name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise LayerError(layer, f"`{name}` must be a positive integer, but is {value!r}.")
+
+
+def check_scale(layer: object, name: str, value: Array | None) -> None:
+    """Standard deviations are not negative. Arrays under transformations pass."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    if not isinstance(value, jax.Array | np.ndarray):  # For example, a mask of `value`s.
+        return
+    if not np.all(np.isfinite(value)) or np.any(np.asarray(value) < 0):
+        raise LayerError(
+            layer, f"`{name}` must be finite and not negative, but it is {value}."
+        )
+
+
+def check_finite(layer: object, name: str, value: Array) -> None:
+    """Any real number. Arrays under transformations pass."""
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array):
+        return
+    if not np.all(np.isfinite(value)):
+        raise LayerError(layer, f"`{name}` must be finite, but it is {value}.")
+
+
+def check_window(
+    layer: object, name: str, size: Sequence[int], strides: Sequence[int], padding: str
+) -> None:
+    """Filters and windows of pooling."""
+    if any(n < 1 for n in (*size, *strides)):
+        raise LayerError(
+            layer,
+            f"`{name}` and `strides` must be positive, but they are {tuple(size)} and "
+            f"{tuple(strides)}.",
+        )
+    if len(size) != len(strides):
+        raise LayerError(
+            layer,
+            f"`{name}` and `strides` must be of the same length, one number for each "
+            f"spatial dimension, but they are {tuple(size)} and {tuple(strides)}.",
+        )
+    if padding not in ("SAME", "VALID", "CIRCULAR"):
+        raise LayerError(
+            layer,
+            f'`padding` must be "SAME", "VALID" or "CIRCULAR", but it is {padding!r}.',
+        )

@@ -1,0 +1,189 @@
+"""What a layer is."""
+
+import abc
+from collections.abc import Iterable, Sequence
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+import numpy as np
+
+from ._kernel import Demand, Demands, Kernel, Kernels
+from ._path import LayerError
+from ._show import show
+from ._signal import Examples, Signals, signal_of
+from ._weights import without_weights
+
+
+class AbstractLayer(eqx.Module):
+    """A random function of one example, and its limit at infinite width.
+
+    - [`init`][infinitenet.AbstractLayer.init] draws its weights.
+    - [`__call__`][infinitenet.AbstractLayer.__call__] evaluates it then.
+    - [`infinite`][infinitenet.AbstractLayer.infinite] maps kernels. It works before `init`
+        as well as after it.
+
+    Batches are made by `jax.vmap`. To write a layer, define `__call__` and `infinite`, and
+    whatever of `check`, `requires` and `draw` differs from a layer without weights that
+    may be given anything.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: PyTree[Array], *, key: PRNGKeyArray | None = None) -> PyTree:
+        """Evaluates the layer.
+
+        **Arguments:**
+
+        - `x`: one example, of shape `(*spatial, channels)`.
+        - `key`: a random key, for those layers that need one.
+        """
+
+    @abc.abstractmethod
+    def infinite(self, kernel: Kernels) -> Kernels:
+        """The kernel of the outputs on a pair of inputs, given the kernel of these."""
+
+    def check(self, signal: Signals) -> Signals:
+        """Refuses a signal that the layer cannot take, and tells what it passes on."""
+        return signal
+
+    def requires(self, demand: Demands) -> Demands:
+        """What the layer must be given, for its outputs to meet a demand."""
+        return demand
+
+    def draw(self, key: PRNGKeyArray, signal: Signals) -> "AbstractLayer":
+        """This layer with weights for inputs such as this one."""
+        del key, signal
+        return self
+
+    def init(self, key: PRNGKeyArray, x: Examples) -> "AbstractLayer":
+        """Draws a finite network.
+
+        **Arguments:**
+
+        - `key`: a random key.
+        - `x`: an example (not a batch) or a `jax.ShapeDtypeStruct` of one. Only its shape
+            and its dtype matter: numbers of input channels are inferred, and weights are
+            of the same dtype.
+
+        **Returns:**
+
+        This network with weights. Draw an ensemble by `eqx.filter_vmap` over keys.
+
+        **Raises:** `ValueError`, naming the layer, if it cannot take such an input.
+        """
+        signal = signal_of(x)
+        self.check(signal)
+        return self.draw(key, signal)
+
+    def kernel(
+        self,
+        x1: PyTree[Float[Array, "..."]],
+        x2: PyTree[Float[Array, "..."]] | None = None,
+        *,
+        ntk: bool = True,
+        demand: Demand = Demand(),
+    ) -> Kernels:
+        """The kernel of the infinitely wide network on one pair of inputs.
+
+        Kernel matrices are better computed by [`infinitenet.gram`][]; they are what
+        `jax.vmap` over this gives.
+
+        **Arguments:**
+
+        - `x1`, `x2`: one example each, of shape `(*spatial, channels)`. Without `x2`, the
+            pair is `x1` with itself.
+        - `ntk`: whether to compute the NTK too.
+        - `demand`: what is wanted of the result: by default, if positions remain, only
+            covariances between equal positions, and no marginals.
+
+        **Returns:** a [`infinitenet.Kernel`][], with `.nngp.array` and `.ntk.array`.
+
+        **Raises:** `ValueError`, naming the layer, if the network cannot work.
+        """
+        self.check(common_signal(x1, x2))
+        demands = self.requires(demand)
+        kernel = kernel_of_inputs(x1, x2, demands, ntk=ntk)
+        return infinite(without_weights(self), kernel)
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+def uninitialised(layer: AbstractLayer) -> LayerError:
+    """For layers which are called before `init`."""
+    return LayerError(
+        layer,
+        "has no weights yet: draw them by `net = net.init(key, x)` with one example `x`, "
+        "then call `net(x)`.",
+    )
+
+
+class AbstractCombinator(AbstractLayer):
+    """A layer made of layers."""
+
+
+def to_layers(layers: Iterable[AbstractLayer]) -> tuple[AbstractLayer, ...]:
+    """Any iterable of layers, such as a generator."""
+    return tuple(layers)
+
+
+def check_layers(combinator: AbstractLayer, name: str, layers: Sequence) -> None:
+    """Refuses what is not a layer."""
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, AbstractLayer):
+            raise LayerError(
+                combinator,
+                f"`{name}[{i}]` must be a layer, but it is {layer!r}. (Is it a class, "
+                "without the `()` that makes a layer of it?)",
+            )
+
+
+def split_key(key: PRNGKeyArray | None, n: int) -> list[PRNGKeyArray | None]:
+    """A key for each of `n` layers, if there is one."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def common_signal(x1: PyTree[Array], x2: PyTree[Array] | None) -> Signals:
+    """The signal of both inputs, which must be alike."""
+    signal = signal_of(x1)
+    if x2 is not None:
+        other = signal_of(x2)
+        if jax.tree.structure(signal) != jax.tree.structure(other):
+            raise ValueError("`x1` and `x2` must be tuples of the same structure.")
+        shapes = [jax.tree.map(np.shape, x) for x in (x1, x2)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "`x1` and `x2` must be examples of the same shape, but these are of "
+                f"shapes {shapes[0]} and {shapes[1]}."
+            )
+    return signal
+
+
+def kernel_of_inputs(
+    x1: PyTree[Array], x2: PyTree[Array] | None, demand: Demands, *, ntk: bool
+) -> Kernels:
+    """The kernel that a network starts from."""
+    if isinstance(x1, tuple | list):
+        x2 = (None,) * len(x1) if x2 is None else x2
+        each = (demand,) * len(x1) if isinstance(demand, Demand) else demand
+        zipped = zip(x1, x2, each, strict=True)
+        return tuple(kernel_of_inputs(a, b, d, ntk=ntk) for a, b, d in zipped)
+    return _of_inputs(x1, x2, demand, ntk)
+
+
+_of_inputs = eqx.filter_jit(
+    lambda x1, x2, demand, ntk: Kernel.of_inputs(x1, x2, demand, ntk=ntk)
+)
+_infinite = eqx.filter_jit(lambda layer, kernel: layer.infinite(kernel))
+
+
+def infinite(layer: AbstractLayer, kernel: Kernels) -> Kernels:
+    """`layer.infinite(kernel)`, where each simple layer is compiled by itself.
+
+    XLA on CPU would fuse the layers of a network, such that a convolution evaluates
+    whatever comes before it once for each of its taps. It also takes less time to compile,
+    as equal layers are compiled once.
+    """
+    if isinstance(layer, AbstractCombinator):
+        return layer.infinite(kernel)
+    return _infinite(layer, kernel)

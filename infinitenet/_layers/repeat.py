@@ -1,0 +1,97 @@
+"""The same layer many times over."""
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.random as jr
+
+from .._hyperparameters import check_width
+from .._layer import AbstractLayer, check_layers
+from .._path import inside, LayerError
+from .._weights import trainable
+
+
+class Repeat(AbstractLayer):
+    """A layer many times over, with independent weights and common hyperparameters.
+
+    It is a loop that is compiled once, so that compile time does not grow with depth. All
+    arrays of the weights have a first axis more, of size `times`.
+
+    !!! example
+
+        ```python
+        block = inn.Sequential([inn.Relu(), inn.Dense(512, W_std=2**0.5)])
+        net = inn.Sequential([inn.Dense(512), inn.Repeat(block, 20), inn.Dense(1)])
+        ```
+    """
+
+    layer: AbstractLayer
+    times: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_layers(self, "layer", (self.layer,))
+        check_width(self, "times", self.times)
+
+    def check(self, signal):
+        with inside("layer"):
+            first = self.layer.check(signal)
+            if self.times == 1:
+                return first
+            last = self.layer.check(first)
+        shapes = [jax.tree.map(lambda s: s.shape, s, is_leaf=lambda s: hasattr(s, "shape")) for s in (signal, last)]
+        if shapes[0] != shapes[1]:
+            raise LayerError(
+                self,
+                f"`layer` must keep the shape of its input to be repeated, but it turns "
+                f"{shapes[0]} into {shapes[1]}.",
+            )
+        return last
+
+    def requires(self, demand):
+        # What the layer needs, its predecessor must also provide: more and more, up to
+        # a fixed point, as demands only grow.
+        with inside("layer"):
+            needed = self.layer.requires(demand)
+            while True:
+                raised = needed.at_least(demand.cross, demand.marginal)
+                new = self.layer.requires(raised)
+                if new == needed:
+                    return raised
+                needed = new
+
+    def draw(self, key, signal):
+        with inside("layer"):
+            keys = jr.split(key, self.times)
+            drawn = eqx.filter_vmap(lambda key: self.layer.draw(key, signal))(keys)
+        # Hyperparameters remain common to all.
+        weights, rest = eqx.partition(drawn, trainable(drawn))
+        rest = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, rest)
+        return Repeat(eqx.combine(weights, rest), self.times)
+
+    def __call__(self, x, *, key=None):
+        weights, rest = eqx.partition(self.layer, trainable(self.layer))
+        keys = None if key is None else jr.split(key, self.times)
+
+        def step(x, inputs):
+            weights, key = inputs
+            return eqx.combine(weights, rest)(x, key=key), None
+
+        with inside("layer"):
+            return lax.scan(step, x, (weights, keys), length=self.times)[0]
+
+    def infinite(self, kernel):
+        times = self.times
+        with inside("layer"):
+            out = eqx.filter_eval_shape(self.layer.infinite, kernel)
+            if jax.tree.structure(out) != jax.tree.structure(kernel):
+                # The first layer may be given more than it passes on.
+                kernel, times = self.layer.infinite(kernel), times - 1
+            step = lambda kernel, _: (self.layer.infinite(kernel), None)
+            return lax.scan(step, kernel, length=times)[0]
+
+
+Repeat.__init__.__doc__ = """**Arguments:**
+
+- `layer`: what is repeated. Its outputs are of the shape of its inputs.
+- `times`: how often.
+"""

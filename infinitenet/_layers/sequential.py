@@ -1,0 +1,70 @@
+"""Layers one after the other."""
+
+import equinox as eqx
+
+from .._layer import (
+    AbstractCombinator,
+    AbstractLayer,
+    check_layers,
+    infinite,
+    split_key,
+    to_layers,
+)
+from .._path import inside
+
+
+class Sequential(AbstractCombinator):
+    """Layers one after the other.
+
+    !!! example
+
+        ```python
+        net = inn.Sequential([inn.Dense(512), inn.Relu(), inn.Dense(1)])
+        ```
+    """
+
+    layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
+
+    def __check_init__(self):
+        check_layers(self, "layers", self.layers)
+
+    def __call__(self, x, *, key=None):
+        keys = split_key(key, len(self.layers))
+        for i, (layer, k) in enumerate(zip(self.layers, keys, strict=True)):
+            with inside(f"layers[{i}]"):
+                x = layer(x, key=k)
+        return x
+
+    def check(self, signal):
+        for i, layer in enumerate(self.layers):
+            with inside(f"layers[{i}]"):
+                signal = layer.check(signal)
+        return signal
+
+    def requires(self, demand):
+        for i, layer in reversed(list(enumerate(self.layers))):
+            with inside(f"layers[{i}]"):
+                demand = layer.requires(demand)
+        return demand
+
+    def draw(self, key, signal):
+        layers = []
+        for i, (layer, k) in enumerate(
+            zip(self.layers, split_key(key, len(self.layers)), strict=True)
+        ):
+            with inside(f"layers[{i}]"):
+                layers.append(layer.draw(k, signal))
+                signal = layer.check(signal)
+        return Sequential(layers)
+
+    def infinite(self, kernel):
+        for i, layer in enumerate(self.layers):
+            with inside(f"layers[{i}]"):
+                kernel = infinite(layer, kernel)
+        return kernel
+
+
+Sequential.__init__.__doc__ = """**Arguments:**
+
+- `layers`: the first one is applied first.
+"""

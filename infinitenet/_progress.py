@@ -1,0 +1,38 @@
+"""How long computations tell how far they are."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+from typing import TypeAlias
+
+
+# Called with the work done so far, and all of it.
+Progress: TypeAlias = Callable[[int, int], None]
+
+# Seconds before a bar is shown: short work needs none.
+_DELAY = 2.0
+
+
+def _silent(done: int, total: int) -> None:
+    del done, total
+
+
+@contextlib.contextmanager
+def reporting(progress: Progress | bool, description: str) -> Iterator[Progress]:
+    """A function to report progress to: that of the user, or a bar of `tqdm`."""
+    if callable(progress):
+        yield progress
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:  # An extra: without it there is no bar.
+        progress = False
+    if not progress:
+        yield _silent
+        return
+    with tqdm(desc=description, delay=_DELAY, leave=False, unit="entry") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

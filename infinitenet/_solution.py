@@ -1,0 +1,288 @@
+"""What inference returns, and functions of symmetric matrices with safe derivatives."""
+
+import functools as ft
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._checks import guard
+
+
+# Products are exact to the dtype's precision on all hardware.
+dot = ft.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def unit_rounding(n: int, dtype) -> float:
+    """Bound on the rounding of sums of `n` terms, relative to their absolute values.
+
+    At least 16 ULPs, as entries are rounded too, however few there are.
+    """
+    return max(n, 16) * float(jnp.finfo(dtype).eps)
+
+
+#
+# Functions of symmetric matrices
+#
+
+
+class Spectral(NamedTuple):
+    r"""A function $g$ of symmetric matrices, given by its values on eigenvalues.
+
+    - `value(l, s)`: $g(l)$, given a parameter `s`.
+    - `slope(a, b, s)`: the divided difference $(g(a) - g(b)) / (a - b)$, which is
+        $g'(a)$ if both are the same.
+    - `rate(l, s)`: the derivative by `s`.
+    """
+
+    value: Callable[..., Array]
+    slope: Callable[..., Array]
+    rate: Callable[..., Array]
+
+
+@eqx.filter_custom_jvp
+def spectral_apply(
+    k: Float[Array, "n n"],
+    eigenvalues: Float[Array, " n"],
+    eigenvectors: Float[Array, "n n"],
+    s: Float[Array, ""] | None,
+    v: Float[Array, "n m"],
+    *,
+    fn: Spectral,
+) -> Float[Array, "n m"]:
+    r"""$g(K) v$, with derivatives that are finite at repeated eigenvalues.
+
+    JAX differentiates eigenvectors, which at repeated eigenvalues have no derivative.
+    But $g(K)$ has one (Daleckii and Krein 1965): in the basis of eigenvectors,
+    $dg_{ij} = dK_{ij} (g(l_i) - g(l_j)) / (l_i - l_j)$.
+
+    Derivatives of second order are those of JAX, so for distinct eigenvalues only.
+
+    **Arguments:**
+
+    - `k`: a symmetric matrix, which only serves to be differentiated.
+    - `eigenvalues`, `eigenvectors`: its decomposition.
+    - `s`: the parameter of `fn`.
+    - `v`: what to multiply.
+    - `fn`: the function $g$.
+    """
+    del k
+    return dot(eigenvectors, fn.value(eigenvalues, s)[:, None] * dot(eigenvectors.T, v))
+
+
+@spectral_apply.def_jvp
+def _spectral_apply_jvp(primals, tangents, *, fn):
+    k, l, u, s, v = primals
+    # The tangents of the decomposition are those of `k`, in another form.
+    t_k, _, _, t_s, t_v = tangents
+    uv = dot(u.T, v)
+    t_uv = jnp.zeros_like(uv)
+    if t_k is not None:
+        slope = fn.slope(l[:, None], l[None, :], s)
+        t_uv = t_uv + dot(slope * dot(dot(u.T, (t_k + t_k.T) / 2), u), uv)
+    if t_s is not None:
+        t_uv = t_uv + t_s * fn.rate(l, s)[:, None] * uv
+    if t_v is not None:
+        t_uv = t_uv + fn.value(l, s)[:, None] * dot(u.T, t_v)
+    return spectral_apply(k, l, u, s, v, fn=fn), dot(u, t_uv)
+
+
+def _safe_sqrt(x: Array) -> Array:
+    # Both `where`s, as the derivative at zero would be NaN times zero.
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def _slope_of_sqrt(a: Array, b: Array, s: None) -> Array:
+    del s
+    total = _safe_sqrt(a) + _safe_sqrt(b)
+    # Zero eigenvalues stay zero as far as derivatives know.
+    return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
+
+
+_sqrt = Spectral(
+    value=lambda l, s: _safe_sqrt(l),
+    slope=_slope_of_sqrt,
+    rate=lambda l, s: jnp.zeros_like(l),
+)
+
+
+#
+# Functions of an eigenvalue l >= 0 and of the time s = t / N. At infinite time,
+# directions of eigenvalue zero have not moved. Each `where` comes with another that
+# keeps infinity and zero out of the branch not taken, as derivatives would be NaN.
+#
+
+
+def _decay(l: Array, s: Array) -> Array:
+    """`exp(-l s)`."""
+    finite = jnp.isfinite(s)
+    value = jnp.exp(-l * jnp.where(finite, s, 1))
+    return jnp.where(finite, value, jnp.where(l > 0, 0, 1).astype(value.dtype))
+
+
+def _integral(l: Array, s: Array) -> Array:
+    """The integral of `_decay` from 0 to `s`: `(1 - exp(-l s)) / l`, or `s` at 0."""
+    finite, positive = jnp.isfinite(s), l > 0
+    time, rate = jnp.where(finite, s, 1), jnp.where(positive, l, 1)
+    value = jnp.where(positive, -jnp.expm1(-rate * time) / rate, time)
+    return jnp.where(finite, value, jnp.where(positive, 1 / rate, 0))
+
+
+def _moved(l: Array, s: Array) -> Array:
+    """`1 - exp(-l s)`."""
+    finite = jnp.isfinite(s)
+    value = -jnp.expm1(-l * jnp.where(finite, s, 1))
+    return jnp.where(finite, value, jnp.where(l > 0, 1, 0).astype(value.dtype))
+
+
+def _slope_of_moved(a: Array, b: Array, s: Array) -> Array:
+    low, high = jnp.minimum(a, b), jnp.maximum(a, b)
+    finite = jnp.isfinite(s)
+    # Both zero: the rank is taken not to change.
+    limit = jnp.where((low > 0) | (high == 0), 0, 1 / jnp.where(high > 0, high, 1))
+    time = jnp.where(finite, s, 1)
+    return jnp.where(finite, _decay(low, time) * _integral(high - low, time), limit)
+
+
+def _slope_of_integral(a: Array, b: Array, s: Array) -> Array:
+    low, high = jnp.minimum(a, b), jnp.maximum(a, b)
+    # Follows from `l * _integral(l, s) == _moved(l, s)`. Digits cancel if `high * s` is
+    # small, even zero: there the power series below it is exact instead.
+    series = (high == 0) | (high * s < 1)
+    safe = jnp.where(series, 1, high)
+    by_difference = (_slope_of_moved(a, b, s) - _integral(low, s)) / safe
+    time = jnp.where(series & jnp.isfinite(s), s, 0)
+    x, y = low * time, high * time
+    # sum_k (-1)^(k + 1) h_k(x, y) / (k + 2)!, where h_k = sum_i x^i y^(k - i) <= k + 1:
+    # the terms after the 18th are below float64's rounding.
+    power = symmetric = jnp.ones_like(x)
+    coefficient = -0.5
+    total = coefficient * symmetric
+    for k in range(1, 19):
+        power = power * x
+        symmetric = power + y * symmetric
+        coefficient = -coefficient / (k + 2)
+        total = total + coefficient * symmetric
+    return jnp.where(series, time**2 * total, by_difference)
+
+
+MOVED = Spectral(_moved, _slope_of_moved, lambda l, s: l * _decay(l, s))
+REMAINING = Spectral(
+    _decay, lambda a, b, s: -_slope_of_moved(a, b, s), lambda l, s: -l * _decay(l, s)
+)
+# Its value leaves out directions of eigenvalue zero: see `GradientFlow._null_share`.
+# The derivatives by the matrix and by time have them.
+INTEGRAL = Spectral(
+    lambda l, s: jnp.where(l > 0, _integral(l, s), 0),
+    _slope_of_integral,
+    lambda l, s: jnp.where(jnp.isfinite(s), _decay(l, s), 0),
+)
+
+
+#
+# Predictions
+#
+
+
+_no_covariance = (
+    "This prediction has a mean only. For variances and samples give the kernel of the "
+    "test inputs with themselves, `k_test_test`, to `predict`."
+)
+_not_covariance = (
+    "The covariance of a prediction has eigenvalues far below zero, so it is none. Are "
+    "`k_train_train`, `k_test_train` and `k_test_test` of the same network, with the "
+    "same hyperparameters, and on the same inputs? If so, give a larger `diag_reg`, or "
+    "use float64: `jax.config.update('jax_enable_x64', True)`."
+)
+
+
+def _check_covariance(x: Array, tolerance: Array) -> Array:
+    """Raises if some of `x`, eigenvalues or variances, are below `-tolerance`."""
+    lowest = lambda x: jnp.min(x, axis=-1) + tolerance
+    describe = lambda x: f"{_not_covariance} The lowest is {jnp.min(x):.1e}."
+    if isinstance(tolerance, jax.core.Tracer):
+        return eqx.error_if(x, jnp.any(lowest(x) < 0), _not_covariance)
+    return guard(x, lambda x: jnp.any(lowest(x) < 0), describe, _not_covariance)
+
+
+class Prediction(eqx.Module):
+    """A Gaussian distribution of the outputs on test inputs.
+
+    Outputs (classes, say) are independent of one another, and have the same covariance.
+
+    Predictions for an array of times `t` have the axes of `t` first: `*times`.
+    Otherwise there are none.
+
+    - `mean`: shape `(*times, n_test, *outputs)`.
+    - `covariance`: shape `(*times, n_test, n_test)`, or `None` if it was not asked for.
+    - `tolerance`: shape `(*times,)`. Eigenvalues of the covariance are exact up to this
+        amount. If `None`, as exact as sums of `n_test` entries on its diagonal.
+    """
+
+    mean: Float[Array, " *times_test_outputs"]
+    covariance: Float[Array, "*times n_test n_test"] | None
+    tolerance: Float[Array, "*times"] | None = None
+
+    def _covariance(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """The covariance, and the bound on the rounding of its eigenvalues."""
+        if self.covariance is None:
+            raise ValueError(_no_covariance)
+        if self.tolerance is not None:
+            return self.covariance, self.tolerance
+        unit = unit_rounding(self.covariance.shape[-1], self.covariance.dtype)
+        trace = jnp.trace(jnp.abs(self.covariance), axis1=-2, axis2=-1)
+        return self.covariance, unit * trace
+
+    @property
+    def std(self) -> Float[Array, "*times n_test"]:
+        """Standard deviations, the same for all outputs.
+
+        **Returns:** shape `(*times, n_test)`, in the units of the targets.
+
+        **Raises:** `ValueError` without covariance, or if a variance is negative by
+            more than rounding (`RuntimeError` under `jax.jit`).
+        """
+        covariance, tolerance = self._covariance()
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        return _safe_sqrt(_check_covariance(variance, tolerance))
+
+    def sample(
+        self, key: PRNGKeyArray, n: int
+    ) -> Float[Array, " n *times_test_outputs"]:
+        """Functions drawn from the distribution.
+
+        The covariance may be singular. For a given key samples are a continuous
+        function of the time, from the same noise at all times. Of their distribution
+        only that at each single time has a meaning.
+
+        **Arguments:**
+
+        - `key`: a JAX random key.
+        - `n`: the number of samples.
+
+        **Returns:** shape `(n, *times, n_test, *outputs)`.
+
+        **Raises:** `ValueError` without covariance, or if the covariance has an
+            eigenvalue that is negative by more than rounding (`RuntimeError` under
+            `jax.jit`).
+        """
+        covariance, tolerance = self._covariance()
+        n_test = covariance.shape[-1]
+        axis = covariance.ndim - 2
+        outputs = self.mean.shape[axis + 1 :]
+        l, u = jnp.linalg.eigh(covariance)
+        l = jnp.maximum(_check_covariance(l, tolerance), 0)
+        noise = jr.normal(key, (n_test, n, *outputs), self.mean.dtype)
+        noise = noise.reshape(n_test, -1).astype(covariance.dtype)
+        # The symmetric root, as that of eigenvectors would jump with their signs.
+        root = lambda k, l, u: spectral_apply(k, l, u, None, noise, fn=_sqrt)
+        for _ in range(axis):
+            root = jax.vmap(root)
+        change = root(covariance, l, u).reshape(*covariance.shape[:-1], n, *outputs)
+        return self.mean[None] + jnp.moveaxis(change, axis + 1, 0).astype(
+            self.mean.dtype
+        )
