@@ -5,7 +5,7 @@ This file runs under either interpreter and needs nothing but the standard libra
 NumPy, JAX and the library that it times:
 
     python peer.py --library infinitenet
-    python peer.py --library neural_tangents --mode best
+    python peer.py --library neural_tangents --mode jit
 
 It is not for direct use. It reads one request per line from its standard input, as
 JSON, and answers each with one line of JSON on its standard output; see `_serve`.
@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 
 LIBRARIES = ("infinitenet", "neural_tangents")
-MODES = ("best", "jit", "eager", "batch")
+MODES = ("jit", "eager", "batch")
 
 # `(x1, x2)` to `(nngp, ntk)`; `x2=None` asks for the symmetric kernel.
 KernelFn = Callable[[Any, Any], tuple[Any, Any]]
@@ -39,9 +39,7 @@ class Workload:
     The hidden layers are dense if an input of shape `shape` is a vector, 3x3
     convolutions if it is an image. Each of the `depth` hidden layers ends in a ReLU.
     `n` is the number of examples on either side of the kernel, and `batch` what
-    `--mode batch` divides it into. `best` is the mode in which `neural_tangents` was
-    measured to be fastest: batches that fit into the cache pay off for kernels that
-    have no covariances between positions, otherwise they only repeat work.
+    `--mode batch` divides it into.
     """
 
     name: str
@@ -51,7 +49,6 @@ class Workload:
     head: str | None
     out_size: int
     batch: int
-    best: str
 
     def small(self) -> "Workload":
         """Returns the same kind of network, of a size to be done in seconds."""
@@ -65,10 +62,10 @@ class Workload:
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("fc3-relu", 2000, (784,), 2, None, 1, 500, "batch"),
-        Workload("cnn21-flatten", 32, (32, 32, 3), 21, "Flatten", 10, 8, "batch"),
-        Workload("cnn21-gap-32", 2, (32, 32, 3), 21, "GlobalAvgPool", 10, 1, "jit"),
-        Workload("cnn21-gap-8", 16, (8, 8, 3), 21, "GlobalAvgPool", 10, 4, "jit"),
+        Workload("fc3-relu", 2000, (784,), 2, None, 1, 1000),
+        Workload("cnn21-flatten", 32, (32, 32, 3), 21, "Flatten", 10, 16),
+        Workload("cnn21-gap-32", 2, (32, 32, 3), 21, "GlobalAvgPool", 10, 1),
+        Workload("cnn21-gap-8", 16, (8, 8, 3), 21, "GlobalAvgPool", 10, 8),
     )
 }
 
@@ -154,8 +151,6 @@ class _Session:
         jax = importlib.import_module("jax")
         np = importlib.import_module("numpy")
         spec = Workload(**{**workload, "shape": tuple(workload["shape"])})
-        if self.mode == "best":
-            self.mode = spec.best
         if self.library == "infinitenet":
             self.kernel_fn = _infinitenet(spec)
         else:
@@ -208,7 +203,7 @@ def main() -> None:
     """Sets the streams apart and serves."""
     parser = argparse.ArgumentParser(description="Times one library for kernels.py.")
     parser.add_argument("--library", choices=LIBRARIES, required=True)
-    parser.add_argument("--mode", choices=MODES, default="best")
+    parser.add_argument("--mode", choices=MODES, default="jit")
     args = parser.parse_args()
     # Whatever a library prints, from Python or from C++, goes to the standard error,
     # so that only answers are ever written to the pipe.

@@ -3,7 +3,10 @@
 from ._covariance import Covariance as Covariance, Pairs as Pairs
 from ._gram import gram as gram
 from ._kernel import Demand as Demand, Kernel as Kernel
-from ._layer import AbstractCombinator as AbstractCombinator, AbstractLayer as AbstractLayer
+from ._layer import (
+    AbstractCombinator as AbstractCombinator,
+    AbstractLayer as AbstractLayer,
+)
 from ._layers.affine import (
     AbstractAffine as AbstractAffine,
     AffineWeights as AffineWeights,
@@ -13,15 +16,16 @@ from ._layers.affine import (
 from ._layers.branches import (
     FanInSum as FanInSum,
     FanOut as FanOut,
+    Identity as Identity,
     Parallel as Parallel,
     Residual as Residual,
     Sum as Sum,
 )
-from ._layers.linear_maps import Flatten as Flatten, Identity as Identity
+from ._layers.flatten import Flatten as Flatten
 from ._layers.pointwise import (
-    AbstractPointwise as AbstractPointwise,
     ABRelu as ABRelu,
     Abs as Abs,
+    AbstractPointwise as AbstractPointwise,
     Erf as Erf,
     LeakyRelu as LeakyRelu,
     Relu as Relu,

@@ -2,18 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from ._checks import check_finite
+from ._tracing import is_traced
 
 
 _NOT_FINITE = "Remove such examples, or replace missing values, before computing kernels."
-
-
-def is_traced(tree: PyTree) -> bool:
-    """Whether any array is abstract, under `jit`, `vmap` or `grad`."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def batch_size(x: PyTree[Array]) -> int:

@@ -16,8 +16,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
+
+
+def is_known(x: Array) -> bool:
+    """Whether `x` has values now: not so under `jax.jit`, `jax.vmap` and `jax.grad`."""
+    return not isinstance(x, Tracer)
 
 
 def guard(
@@ -39,7 +45,7 @@ def guard(
 
     **Raises:** `ValueError` if `x` is known and bad.
     """
-    if isinstance(x, jax.core.Tracer):
+    if not is_known(x):
         return eqx.error_if(x, is_bad(x), otherwise)
     # Otherwise constants that meet `jit` would be traced.
     with jax.ensure_compile_time_eval():
@@ -301,12 +307,12 @@ def indefinite(name: str, k: Array | None, reason: str) -> str:
     **Returns:** a message with the smallest eigenvalue and with a `diag_reg` that mends
         it.
     """
-    general = (
-        f"{reason} Give a larger `diag_reg`, leave out duplicates among the training "
+    advice = (
+        "Give a larger `diag_reg`, leave out duplicates among the training "
         "examples, or use float64: `jax.config.update('jax_enable_x64', True)`."
     )
     if k is None:
-        return f"`{name}`: {general}"
+        return f"`{name}`: {reason} {advice}"
     eigenvalues = jnp.linalg.eigvalsh(k)
     low, high = float(eigenvalues[0]), float(eigenvalues[-1])
     mean = float(jnp.mean(jnp.diagonal(k)))
@@ -315,10 +321,10 @@ def indefinite(name: str, k: Array | None, reason: str) -> str:
     # largest.
     unit = max(len(k), 16) * float(jnp.finfo(k.dtype).eps)
     more = 2 * max(-low, 0) + 4 * unit * max(abs(low), abs(high))
-    text = f"`{name}`: its eigenvalues are from {low:.1e} to {high:.1e}. {general}"
+    text = (
+        f"`{name}`: {reason} Its eigenvalues are from {low:.1e} to {high:.1e}. {advice} "
+        f"Here, raise `diag_reg` by {2 * more:.0e} with `absolute=True`"
+    )
     if mean > 0:
-        text += (
-            f" Here, raise `diag_reg` by {2 * more / mean:.0e} (relative to the mean "
-            f"of the diagonal), that is by {2 * more:.0e} with `absolute=True`."
-        )
-    return text
+        text += f", or by {2 * more / mean:.0e}, relative to the mean of the diagonal"
+    return text + "."

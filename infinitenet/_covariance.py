@@ -1,16 +1,16 @@
 """Covariances between the positions of two inputs, and the maps that act on them."""
 
-from collections.abc import Iterator, Sequence
-from enum import IntEnum
 import functools as ft
 import itertools as it
 import math
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
 
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 import numpy as np
+from jaxtyping import Array, Float
 
 from ._window import Window
 
@@ -116,8 +116,8 @@ def apply_matrix(
     matrix: np.ndarray, array: Float[Array, "..."], axis: int
 ) -> Float[Array, "..."]:
     """Multiplies an array, along an axis, by a matrix of shape `(outputs, inputs)`."""
-    matrix = jnp.asarray(matrix, array.dtype)
-    out = jnp.tensordot(array, matrix, (axis, 1), precision=lax.Precision.HIGHEST)
+    m = jnp.asarray(matrix, array.dtype)
+    out = jnp.tensordot(array, m, (axis, 1), precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(out, -1, axis)
 
 

@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import jax
-from jaxtyping import Array, Float
 import numpy as np
+from jaxtyping import Array, Float, PyTree
 
+
+# Inputs: arrays, or tuples of arrays for networks with several inputs. Their shapes are
+# told by docstrings: in the annotation they would be checked first, and the message would
+# not say what to do.
+Arrays: TypeAlias = PyTree[jax.Array | np.ndarray]
 
 # What `init` takes: it looks at the shape and the dtype of an example only.
 Example: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct

@@ -20,26 +20,18 @@ from ._checks import (
     check_targets,
     check_test_kernel,
     check_times,
-    guard,
-    indefinite,
 )
 from ._gp import regularise, rounding_bound
 from ._matrices import Gram
 from ._solution import (
+    decompose,
     dot,
     INTEGRAL,
     MOVED,
     Prediction,
     REMAINING,
-    Spectral,
-    spectral_apply,
+    Spectrum,
     unit_rounding,
-)
-
-
-_negative = (
-    "its lowest eigenvalue is too negative to be zero up to rounding, so it is not a "
-    "kernel, and training would diverge."
 )
 
 
@@ -49,50 +41,18 @@ class GradientFlow(eqx.Module):
     It keeps the eigendecomposition, so that further times and test sets only cost
     products with it.
 
-    - `k_train_train`: the regularised kernel, shape `(n, n)`.
+    - `spectrum`: the regularised kernel, of shape `(n, n)`, and its eigendecomposition.
     - `y_train`: the targets, shape `(n, *outputs)`.
-    - `eigenvalues`: shape `(n,)`, ascending. Those which cannot be told from zero are
-        zero.
-    - `eigenvectors`: the columns of an array of shape `(n, n)`.
     """
 
-    k_train_train: Float[Array, "n n"]
+    spectrum: Spectrum
     y_train: Float[Array, "n *outputs"]
-    eigenvalues: Float[Array, " n"]
-    eigenvectors: Float[Array, "n n"]
-
-    def _apply(
-        self, fn: Spectral, s: Float[Array, ""], v: Float[Array, "n m"]
-    ) -> Float[Array, "n m"]:
-        l, u = self.eigenvalues, self.eigenvectors
-        return spectral_apply(self.k_train_train, l, u, s, v, fn=fn)
 
     def _at_times(self, t: ArrayLike | None, fn, *shape: int) -> Float[Array, "..."]:
         """`fn(s)` for all times, reshaped to `shape`, where `s = t / N`."""
-        t = check_times(t, self.k_train_train.dtype)
+        t = check_times(t, self.y_train.dtype)
         out = jax.vmap(fn)(jnp.ravel(t) / self.y_train.size)
         return out.reshape(*t.shape, *shape)
-
-    def _null_share(
-        self, share: Array, noise: Array, size: Array, s: Float[Array, ""]
-    ) -> Float[Array, "..."]:
-        """What directions of eigenvalue zero add to the integral: `s` times `share`.
-
-        Joint kernels of train and test are positive, so that their `share` is zero.
-        Then it is only rounding, and must not be multiplied by large times. `noise` has
-        the same values, but not the derivative by the test kernel, which is not
-        rounding.
-        """
-        unit = unit_rounding(len(self.eigenvalues), share.dtype)
-        share = share - jnp.where(jnp.abs(share) <= unit * size, noise, 0)
-        # The rule of `INTEGRAL` has the derivative by time.
-        return share * jax.lax.stop_gradient(jnp.where(jnp.isfinite(s), s, 0))
-
-    def _null_part(self, v: Float[Array, "n m"]) -> Float[Array, "n m"]:
-        null = (self.eigenvalues == 0).astype(v.dtype)[:, None]
-        # The rule of `INTEGRAL` has the derivative by the kernel.
-        u = jax.lax.stop_gradient(self.eigenvectors)
-        return dot(u, null * dot(u.T, v))
 
     def _initial(self, f_0: ArrayLike | None, name: str, n: int) -> Float[Array, "..."]:
         outputs, dtype = self.y_train.shape[1:], self.y_train.dtype
@@ -110,8 +70,7 @@ class GradientFlow(eqx.Module):
 
         - `t`: time, learning rate times number of steps, of any shape `(*times,)`.
             `None` or infinity for convergence.
-        - `f_train_0`: outputs before training, of the shape of `y_train`. `None` for
-            zero.
+        - `f_train_0`: outputs before training, shaped as `y_train`. `None` for zero.
 
         **Returns:** shape `(*times, n, *outputs)`.
 
@@ -120,7 +79,7 @@ class GradientFlow(eqx.Module):
         """
         f_0 = self._initial(f_train_0, "f_train_0", len(self.y_train))
         error = (self.y_train - f_0).reshape(len(f_0), -1)
-        move = lambda s: f_0 + self._apply(MOVED, s, error).reshape(f_0.shape)
+        move = lambda s: f_0 + self.spectrum.apply(MOVED, s, error).reshape(f_0.shape)
         return self._at_times(t, move, *f_0.shape)
 
     def test(
@@ -137,10 +96,8 @@ class GradientFlow(eqx.Module):
 
         - `t`: time, as for `train`.
         - `k_test_train`: the kernel, shape `(n_test, n)`.
-        - `f_train_0`: outputs on the training inputs before training, of the shape of
-            `y_train`. `None` for zero.
-        - `f_test_0`: outputs on the test inputs before training, of shape
-            `(n_test, *outputs)`. `None` for zero.
+        - `f_train_0`, `f_test_0`: outputs on training and test inputs before training,
+            shapes `(n, *outputs)` and `(n_test, *outputs)`. `None` for zero.
 
         **Returns:** shape `(*times, n_test, *outputs)`.
 
@@ -151,55 +108,34 @@ class GradientFlow(eqx.Module):
         f_0 = self._initial(f_train_0, "f_train_0", n)
         f_test = self._initial(f_test_0, "f_test_0", len(k_td))
         error = (self.y_train - f_0).reshape(n, -1)
-        null = self._null_part(error)
+        null = self.spectrum.null_part(error)
         share = dot(k_td, null)
         noise = dot(jax.lax.stop_gradient(k_td), null)
         size = jax.lax.stop_gradient(dot(jnp.abs(k_td), jnp.abs(null)))
 
         def move(s):
-            resolved = dot(k_td, self._apply(INTEGRAL, s, error))
-            moved = resolved + self._null_share(share, noise, size, s)
+            resolved = dot(k_td, self.spectrum.apply(INTEGRAL, s, error))
+            moved = resolved + self.spectrum.null_integral(share, noise, size, s)
             return f_test + moved.reshape(f_test.shape)
 
         return self._at_times(t, move, *f_test.shape)
 
-    def weights(
+    def _weights(
         self, t: ArrayLike | None, k_test_train: ArrayLike
     ) -> Float[Array, "*times n_test n"]:
-        r"""$A_t = K_{td} K_r^{-1} (I - e^{-K_r t / N})$: how the outputs on test inputs
-        depend on the errors $y - f_0$ at the beginning.
-
-        **Arguments:** as for `test`.
-
-        **Returns:** shape `(*times, n_test, n)`.
-
-        **Raises:** `ValueError` as `test`.
-        """
+        """How the outputs of `test` depend on the errors before training."""
         n = len(self.y_train)
         k_td = check_cross_kernel("k_test_train", k_test_train, n, self.y_train.dtype)
         constant = jax.lax.stop_gradient(k_td)
-        share, noise = self._null_part(k_td.T), self._null_part(constant.T)
+        share = self.spectrum.null_part(k_td.T)
+        noise = self.spectrum.null_part(constant.T)
         size = jnp.broadcast_to(jnp.linalg.norm(constant.T, axis=0), share.shape)
 
         def weigh(s):
-            resolved = self._apply(INTEGRAL, s, k_td.T)
-            return (resolved + self._null_share(share, noise, size, s)).T
+            resolved = self.spectrum.apply(INTEGRAL, s, k_td.T)
+            return (resolved + self.spectrum.null_integral(share, noise, size, s)).T
 
         return self._at_times(t, weigh, *k_td.shape)
-
-    def remaining(
-        self, t: ArrayLike | None, v: Float[Array, "n m"]
-    ) -> Float[Array, "*times n m"]:
-        r"""$e^{-K_r t / N} v$: what is left of errors `v` on the training inputs.
-
-        **Arguments:**
-
-        - `t`: time, as for `train`.
-        - `v`: shape `(n, m)`.
-
-        **Returns:** shape `(*times, n, m)`.
-        """
-        return self._at_times(t, lambda s: self._apply(REMAINING, s, v), *v.shape)
 
 
 def gradient_flow(
@@ -217,8 +153,8 @@ def gradient_flow(
     ??? cite "Reference"
         ```bibtex
         @inproceedings{jacot2018neural,
-            title={Neural Tangent Kernel: Convergence and Generalization in Neural
-                   Networks},
+            title={Neural Tangent Kernel: Convergence and Generalization in
+                   Neural Networks},
             author={Arthur Jacot and Franck Gabriel and Cl{\'e}ment Hongler},
             booktitle={Advances in Neural Information Processing Systems},
             year={2018},
@@ -235,13 +171,11 @@ def gradient_flow(
 
     **Returns:** A [`infinitenet.GradientFlow`][].
 
-    **Raises:** `ValueError` if an argument has a wrong shape or dtype, if it has
-        entries that are not finite, if the kernel is not symmetric, or if it has a
-        negative eigenvalue, with a `diag_reg` that would mend it. Under `jax.jit` what
-        depends on values is a `RuntimeError` at run time.
+    **Raises:** as [`infinitenet.condition`][], except that the kernel may be singular.
+        Negative eigenvalues are an error, with a `diag_reg` that would mend it.
     """
-    name = "ntk_train_train"
-    return _gradient_flow(name, ntk_train_train, y_train, diag_reg, absolute)
+    k, name = ntk_train_train, "ntk_train_train"
+    return _gradient_flow(name, k, y_train, diag_reg, absolute)
 
 
 def _gradient_flow(
@@ -253,29 +187,18 @@ def _gradient_flow(
 ) -> GradientFlow:
     k = check_kernel(name, k_train_train)
     y = check_targets("y_train", y_train, len(k), k.dtype)
-    k = regularise(k, diag_reg, absolute)
-    l, u = jnp.linalg.eigh(k)
-    known = None if isinstance(k, jax.core.Tracer) else k
-    high = lambda l: jnp.max(jnp.abs(l))
-    l = guard(
-        l,
-        lambda l: l[0] < -unit_rounding(len(l), l.dtype) * high(l),
-        lambda _: indefinite(name, known, _negative),
-        indefinite(name, None, _negative),
-    )
-    # LAPACK finds zero eigenvalues to within 1.5 ULPs of the largest one, for all sizes
-    # (tried up to 600). A bound that grows with `n`, as is usual for ranks, would in
-    # float32 take thousands of points' true eigenvalues for zero.
-    l = jnp.where(l <= unit_rounding(1, l.dtype) * high(l), 0, l)
-    return GradientFlow(k, y, l, u)
+    return GradientFlow(decompose(name, regularise(k, diag_reg, absolute)), y)
 
 
 class AbstractTrained(eqx.Module):
     """Which of the network's weights are trained."""
 
     @abc.abstractmethod
-    def tangent_kernel(self, name: str, gram: Gram) -> ArrayLike:
-        """The sum over the trained weights of products of the outputs' derivatives."""
+    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+        """The sum over the trained weights of products of the outputs' derivatives.
+
+        After its name, given that of the argument.
+        """
 
     @abc.abstractmethod
     def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
@@ -288,13 +211,13 @@ class AbstractTrained(eqx.Module):
 class AllLayers(AbstractTrained):
     """All weights are trained: the tangent kernel is the NTK."""
 
-    def tangent_kernel(self, name: str, gram: Gram) -> ArrayLike:
+    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
         if gram.ntk is None:
             raise ValueError(
                 f"`{name}` has no NTK, which training all layers needs. Compute "
                 "it too, or train the last layer alone: `trained=LastLayer()`."
             )
-        return gram.ntk
+        return f"{name}.ntk", gram.ntk
 
     def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
         return nngp
@@ -307,11 +230,14 @@ class LastLayer(AbstractTrained):
     the variance of noise on the targets, which contributes to the covariance.
     """
 
-    def tangent_kernel(self, name: str, gram: Gram) -> ArrayLike:
-        return gram.nngp
+    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+        return f"{name}.nngp", gram.nngp
 
     def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
         return regularised
+
+
+_all_layers = AllLayers()
 
 
 class InfiniteEnsemble(eqx.Module):
@@ -335,22 +261,21 @@ class InfiniteEnsemble(eqx.Module):
 
         **Arguments:**
 
-        - `t`: time, learning rate times number of steps, of any shape `(*times,)`.
-            `None` or infinity for convergence.
+        - `t`: time, as for [`infinitenet.GradientFlow.train`][].
 
         **Returns:** A [`infinitenet.Prediction`][], whose mean has shape
             `(*times, n, *outputs)`.
 
         **Raises:** `ValueError` if `t` is negative or NaN.
         """
-        mean = self.flow.train(t)
-        k = self.nngp_train_train
-        s = check_times(t, k.dtype)
-        remain = lambda s: self.flow.remaining(s, self.flow.remaining(s, k).T)
-        covariance = jax.vmap(remain)(jnp.ravel(s)).reshape(*s.shape, *k.shape)
-        # The factors are at most 1, so that rounding is that of `k`.
+        mean, k = self.flow.train(t), self.nngp_train_train
+        remain = lambda s, v: self.flow.spectrum.apply(REMAINING, s, v)
+        covary = lambda s: remain(s, remain(s, k).T)
+        covariance = self.flow._at_times(t, covary, *k.shape)
+        covariance = (covariance + jnp.matrix_transpose(covariance)) / 2
+        # `R` is at most 1, so that rounding is that of `k`.
         tolerance = unit_rounding(len(k), k.dtype) * jnp.trace(k)
-        return Prediction(mean, covariance, jnp.full(s.shape, tolerance))
+        return Prediction(mean, covariance, jnp.full(covariance.shape[:-2], tolerance))
 
     def predict(
         self,
@@ -376,17 +301,16 @@ class InfiniteEnsemble(eqx.Module):
         **Raises:** `ValueError` if `t` is negative or NaN, or if a kernel has a wrong
             shape or dtype, or entries that are not finite.
         """
-        tangent = self.trained.tangent_kernel("k_test_train", k_test_train)
+        _, tangent = self.trained.tangent_kernel("k_test_train", k_test_train)
         mean = self.flow.test(t, tangent)
         if k_test_test is None:
             return Prediction(mean, None)
         n, dtype = len(self.nngp_train_train), self.nngp_train_train.dtype
         k_td = check_cross_kernel("k_test_train.nngp", k_test_train.nngp, n, dtype)
         k_tt = check_test_kernel("k_test_test", k_test_test, len(k_td), dtype)
-        k_dd = self.trained.initial_covariance(
-            self.nngp_train_train, self.flow.k_train_train
-        )
-        a = self.flow.weights(t, tangent)
+        regularised = self.flow.spectrum.k
+        k_dd = self.trained.initial_covariance(self.nngp_train_train, regularised)
+        a = self.flow._weights(t, tangent)
 
         def covary(a):
             # (A K / 2 - K_td) A^T and its transpose. This sums a joint kernel from both
@@ -396,16 +320,15 @@ class InfiniteEnsemble(eqx.Module):
             return k_tt + half + half.T, jnp.sum(bound)
 
         covariance, bound = jax.vmap(covary)(a.reshape(-1, *k_td.shape))
-        times = a.shape[:-2]
-        covariance = covariance.reshape(*times, *k_tt.shape)
-        return Prediction(mean, covariance, bound.reshape(times))
+        covariance = covariance.reshape(*a.shape[:-2], *k_tt.shape)
+        return Prediction(mean, covariance, bound.reshape(a.shape[:-2]))
 
 
 def infinite_ensemble(
     k_train_train: Gram,
     y_train: ArrayLike,
     *,
-    trained: AbstractTrained = AllLayers(),
+    trained: AbstractTrained = _all_layers,
     diag_reg: ArrayLike = 0.0,
     absolute: bool = False,
 ) -> InfiniteEnsemble:
@@ -416,9 +339,9 @@ def infinite_ensemble(
         @inproceedings{lee2019wide,
             title={Wide Neural Networks of Any Depth Evolve as Linear Models Under
                    Gradient Descent},
-            author={Jaehoon Lee and Lechao Xiao and Samuel S. Schoenholz and Yasaman
-            Bahri
-                    and Roman Novak and Jascha Sohl-Dickstein and Jeffrey Pennington},
+            author={Jaehoon Lee and Lechao Xiao and Samuel S. Schoenholz and
+                    Yasaman Bahri and Roman Novak and Jascha Sohl-Dickstein and
+                    Jeffrey Pennington},
             booktitle={Advances in Neural Information Processing Systems},
             year={2019},
         }
@@ -438,8 +361,8 @@ def infinite_ensemble(
     **Raises:** `ValueError` as [`infinitenet.gradient_flow`][].
     """
     nngp = check_kernel("k_train_train.nngp", k_train_train.nngp)
-    tangent = trained.tangent_kernel("k_train_train", k_train_train)
-    flow = _gradient_flow("k_train_train.ntk", tangent, y_train, diag_reg, absolute)
+    name, tangent = trained.tangent_kernel("k_train_train", k_train_train)
+    flow = _gradient_flow(name, tangent, y_train, diag_reg, absolute)
     return InfiniteEnsemble(flow, nngp.astype(flow.y_train.dtype), trained)
 
 
@@ -461,9 +384,8 @@ def max_learning_rate(
 
     **Returns:** a scalar.
 
-    **Raises:** `ValueError` if the kernel has a wrong shape or dtype, has entries that
-        are not finite, or is not symmetric, or if `y_size` is not a positive multiple
-        of `n`, or if `momentum` is negative.
+    **Raises:** `ValueError` if the argument is no kernel, if `y_size` is not a positive
+        multiple of `n`, or if `momentum` is negative.
     """
     k = check_kernel("ntk_train_train", ntk_train_train)
     y_size = len(k) if y_size is None else y_size
@@ -472,6 +394,6 @@ def max_learning_rate(
             f"`y_size` must be a positive multiple of the {len(k)} training examples, "
             f"but it is {y_size}. It counts all entries: use `y_train.size`."
         )
-    remedy = "Plain gradient descent has momentum 0."
+    remedy = "Without it, it is 0."
     momentum = check_not_negative("momentum", momentum, k.dtype, remedy)
     return 2 * (1 + momentum) * y_size / jnp.linalg.eigvalsh(k)[-1]

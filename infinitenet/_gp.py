@@ -20,6 +20,7 @@ from ._checks import (
     check_test_kernel,
     guard,
     indefinite,
+    is_known,
 )
 from ._solution import dot, Prediction, unit_rounding
 
@@ -65,16 +66,15 @@ def _check_factor(
     # Pivots are variances given all previous points. Those of duplicates are zero, and
     # come out as NaN or as a few ULPs of the prior variance, whatever `n` is.
     unit = unit_rounding(1, k.dtype)
-    known = not isinstance(k, jax.core.Tracer)
 
     def is_bad(factor):
         pivots = jnp.square(jnp.diagonal(factor))
         # False for NaN.
         return ~jnp.all(pivots > unit * jnp.max(jnp.diagonal(k)))
 
-    describe = lambda _: indefinite("k_train_train", k if known else None, _singular)
-    otherwise = indefinite("k_train_train", None, _singular)
-    return guard(factor, is_bad, describe, otherwise)
+    name, known = "k_train_train", k if is_known(k) else None
+    describe = lambda _: indefinite(name, known, _singular)
+    return guard(factor, is_bad, describe, indefinite(name, None, _singular))
 
 
 class Posterior(eqx.Module):

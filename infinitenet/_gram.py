@@ -1,30 +1,32 @@
 """Kernel matrices of networks."""
 
-from collections.abc import Callable
 import functools as ft
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from ._batch import batch_size, is_traced, to_batch
+from ._batch import batch_size, to_batch
 from ._checks import check_finite
 from ._covariance import Covariance, Pairs
+from ._custom_types import Arrays
 from ._kernel import Demand, Kernel
 from ._layer import AbstractLayer
 from ._matrices import Gram
 from ._progress import Progress, reporting
-from ._tiles import choose_area, choose_tiles, compile_program, largest_array, starts
+from ._tiles import choose_area, choose_tiles, Program, starts
+from ._tracing import is_traced
 from ._weights import without_weights
 
 
 def gram(
     net: AbstractLayer,
-    x1: PyTree[Float[Array, "n1 ..."]],
-    x2: PyTree[Float[Array, "n2 ..."]] | None = None,
+    x1: Arrays,
+    x2: Arrays | None = None,
     *,
     ntk: bool = True,
     memory: int | None = None,
@@ -79,16 +81,9 @@ def gram(
     x1 = to_batch("x1", x1)
     x2 = None if x2 is None else to_batch("x2", x2)
     arrays, static = eqx.partition(without_weights(net), eqx.is_array)
-
-    def entry(arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
-        net = eqx.combine(arrays, static)
-        kernel = net.kernel(x1, x2, ntk=ntk, demand=demand)
-        if not isinstance(kernel, Kernel):
-            raise ValueError("`net` must end in one array: add `FanInSum` after branches.")
-        return kernel.nngp, kernel.ntk
-
+    entry = Entry(static, ntk, demand)
     first = _example(x1), _example(x1 if x2 is None else x2)
-    area = choose_area(largest_array(entry, arrays, *first), memory)
+    area = choose_area(_program(entry, _one, arrays, *first).largest_array(), memory)
     if is_traced((arrays, x1, x2)):
         return _to_gram(_by_rows(entry, arrays, x1, x2, area))
     with reporting(progress, "kernel") as report:
@@ -100,7 +95,46 @@ def gram(
 
 
 Pair: TypeAlias = tuple[Covariance, Covariance | None]
-Entry: TypeAlias = Callable[[PyTree, PyTree, PyTree | None], Pair]
+
+
+class Entry(NamedTuple):
+    """One entry of the matrices, as a function that can be told from others."""
+
+    static: AbstractLayer
+    ntk: bool
+    demand: Demand
+
+    def __call__(self, arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
+        net = eqx.combine(arrays, self.static)
+        kernel = net.kernel(x1, x2, ntk=self.ntk, demand=self.demand)
+        if not isinstance(kernel, Kernel):
+            raise ValueError("`net` must end in one array: add `FanInSum` after branches.")
+        return kernel.nngp, kernel.ntk
+
+
+def _one(entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree) -> Pair:
+    return entry(arrays, x1, x2)
+
+
+def _pairs(entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree) -> Pair:
+    row = lambda x1: jax.vmap(lambda x2: entry(arrays, x1, x2))(x2)
+    return jax.vmap(row)(x1)
+
+
+def _alone(entry: Entry, arrays: PyTree, x: PyTree) -> Pair:
+    return jax.vmap(lambda x: entry(arrays, x, None))(x)
+
+
+def _program(entry: Entry, fn: Callable[..., Pair], *args: PyTree) -> Program:
+    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    return _cached_program(entry, fn, structs)
+
+
+# Tracing takes longer than running does for small matrices.
+@ft.lru_cache(maxsize=256)
+def _cached_program(entry: Entry, fn: Callable[..., Pair], structs: PyTree) -> Program:
+    return Program(ft.partial(fn, entry), *structs)
+
 
 _OVERFLOW = (
     "The kernel has overflowed: lower `W_std`, use fewer layers, scale the inputs down, or "
@@ -130,7 +164,7 @@ def _by_rows(
     out = lax.map(row, x1, batch_size=max(area // batch_size(columns), 1))
     if x2 is not None:
         return out
-    alone = jax.vmap(lambda x: entry(arrays, x, None))(x1)
+    alone = _alone(entry, arrays, x1)
     index = jnp.arange(batch_size(x1))
     return jax.tree.map(lambda k, k0: k.at[index, index].set(k0), out, alone)
 
@@ -147,9 +181,8 @@ def _by_tiles(
     columns = x1 if x2 is None else x2
     n1, n2 = batch_size(x1), batch_size(columns)
     tiling = choose_tiles(n1, n2, area, symmetric=x2 is None)
-    pairs = jax.vmap(jax.vmap(entry, (None, None, 0)), (None, 0, None))
     row, column = _cut(x1, 0, tiling.rows), _cut(columns, 0, tiling.columns)
-    program = compile_program(pairs, arrays, row, column)
+    program = _program(entry, _pairs, arrays, row, column)
     out = new = None
     write = _write if x2 is not None else _write_symmetric
     total = n1 * n2
@@ -168,14 +201,11 @@ def _by_tiles(
     return out
 
 
-def _with_diagonal(
-    out: Pair, entry: Entry, arrays: PyTree, x: PyTree, area: int
-) -> Pair:
+def _with_diagonal(out: Pair, entry: Entry, arrays: PyTree, x: PyTree, area: int) -> Pair:
     """The diagonal from inputs alone, which is exact: see `Kernel.alone`."""
     n = batch_size(x)
     size = min(area, n)
-    alone = jax.vmap(lambda arrays, x: entry(arrays, x, None), (None, 0))
-    program = compile_program(alone, arrays, _cut(x, 0, size))
+    program = _program(entry, _alone, arrays, _cut(x, 0, size))
     for start in starts(n, size):
         new = program(arrays, _cut(x, start, size))
         out = _write_diagonal(out, new, start)

@@ -1,15 +1,16 @@
 """Conversion and checks of the arguments that layers are made from."""
 
-from collections.abc import Sequence
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 import numpy as np
+from jaxtyping import Array, Float
 
 from ._custom_types import Scalar, Sizes
 from ._path import LayerError
+from ._tracing import is_traced
 
 
 def to_scalar(value: Scalar) -> Float[Array, ""]:
@@ -41,7 +42,7 @@ def check_width(layer: object, name: str, value: int) -> None:
 
 def check_scale(layer: object, name: str, value: Array | None) -> None:
     """Standard deviations are not negative. Arrays under transformations pass."""
-    if value is None or isinstance(value, jax.core.Tracer):
+    if value is None or is_traced(value):
         return
     if not isinstance(value, jax.Array | np.ndarray):  # For example, a mask of `value`s.
         return
@@ -53,7 +54,7 @@ def check_scale(layer: object, name: str, value: Array | None) -> None:
 
 def check_finite(layer: object, name: str, value: Array) -> None:
     """Any real number. Arrays under transformations pass."""
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array):
+    if is_traced(value) or not isinstance(value, jax.Array):
         return
     if not np.all(np.isfinite(value)):
         raise LayerError(layer, f"`{name}` must be finite, but it is {value}.")

@@ -1,7 +1,7 @@
 """Kernels of one pair of inputs, and how layers move them."""
 
-from collections.abc import Callable, Sequence
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import equinox as eqx

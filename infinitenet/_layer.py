@@ -2,16 +2,18 @@
 
 import abc
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
+from ._custom_types import Arrays
 from ._kernel import Demand, Demands, Kernel, Kernels
 from ._path import LayerError
 from ._show import show
-from ._signal import Examples, Signals, signal_of
+from ._signal import Examples, Signal, signal_of, Signals
 from ._weights import without_weights
 
 
@@ -29,7 +31,7 @@ class AbstractLayer(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(self, x: PyTree[Array], *, key: PRNGKeyArray | None = None) -> PyTree:
+    def __call__(self, x: Any, *, key: PRNGKeyArray | None = None) -> Any:
         """Evaluates the layer.
 
         **Arguments:**
@@ -39,18 +41,18 @@ class AbstractLayer(eqx.Module):
         """
 
     @abc.abstractmethod
-    def infinite(self, kernel: Kernels) -> Kernels:
+    def infinite(self, kernel: Any) -> Any:
         """The kernel of the outputs on a pair of inputs, given the kernel of these."""
 
-    def check(self, signal: Signals) -> Signals:
+    def check(self, signal: Any) -> Any:
         """Refuses a signal that the layer cannot take, and tells what it passes on."""
         return signal
 
-    def requires(self, demand: Demands) -> Demands:
+    def requires(self, demand: Any) -> Any:
         """What the layer must be given, for its outputs to meet a demand."""
         return demand
 
-    def draw(self, key: PRNGKeyArray, signal: Signals) -> "AbstractLayer":
+    def draw(self, key: PRNGKeyArray, signal: Any) -> "AbstractLayer":
         """This layer with weights for inputs such as this one."""
         del key, signal
         return self
@@ -72,17 +74,17 @@ class AbstractLayer(eqx.Module):
         **Raises:** `ValueError`, naming the layer, if it cannot take such an input.
         """
         signal = signal_of(x)
-        self.check(signal)
+        check(self, signal)
         return self.draw(key, signal)
 
     def kernel(
         self,
-        x1: PyTree[Float[Array, "..."]],
-        x2: PyTree[Float[Array, "..."]] | None = None,
+        x1: Arrays,
+        x2: Arrays | None = None,
         *,
         ntk: bool = True,
         demand: Demand = Demand(),
-    ) -> Kernels:
+    ) -> Any:
         """The kernel of the infinitely wide network on one pair of inputs.
 
         Kernel matrices are better computed by [`infinitenet.gram`][]; they are what
@@ -100,7 +102,7 @@ class AbstractLayer(eqx.Module):
 
         **Raises:** `ValueError`, naming the layer, if the network cannot work.
         """
-        self.check(common_signal(x1, x2))
+        check(self, common_signal(x1, x2))
         demands = self.requires(demand)
         kernel = kernel_of_inputs(x1, x2, demands, ntk=ntk)
         return infinite(without_weights(self), kernel)
@@ -119,7 +121,18 @@ def uninitialised(layer: AbstractLayer) -> LayerError:
 
 
 class AbstractCombinator(AbstractLayer):
-    """A layer made of layers."""
+    """A layer made of layers, or one that takes a tuple of inputs."""
+
+
+def check(layer: AbstractLayer, signal: Signals) -> Signals:
+    """`layer.check(signal)`, where simple layers take single arrays only."""
+    if not isinstance(signal, Signal) and not isinstance(layer, AbstractCombinator):
+        raise LayerError(
+            layer,
+            f"takes a single array, but its input is a tuple of {len(signal)}. Put it "
+            "into `Parallel`, or `FanInSum` before it.",
+        )
+    return layer.check(signal)
 
 
 def to_layers(layers: Iterable[AbstractLayer]) -> tuple[AbstractLayer, ...]:
@@ -138,12 +151,12 @@ def check_layers(combinator: AbstractLayer, name: str, layers: Sequence) -> None
             )
 
 
-def split_key(key: PRNGKeyArray | None, n: int) -> list[PRNGKeyArray | None]:
+def split_key(key: PRNGKeyArray | None, n: int) -> list:
     """A key for each of `n` layers, if there is one."""
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-def common_signal(x1: PyTree[Array], x2: PyTree[Array] | None) -> Signals:
+def common_signal(x1: Arrays, x2: Arrays | None) -> Signals:
     """The signal of both inputs, which must be alike."""
     signal = signal_of(x1)
     if x2 is not None:
@@ -160,13 +173,13 @@ def common_signal(x1: PyTree[Array], x2: PyTree[Array] | None) -> Signals:
 
 
 def kernel_of_inputs(
-    x1: PyTree[Array], x2: PyTree[Array] | None, demand: Demands, *, ntk: bool
+    x1: Arrays, x2: Arrays | None, demand: Demands, *, ntk: bool
 ) -> Kernels:
     """The kernel that a network starts from."""
     if isinstance(x1, tuple | list):
-        x2 = (None,) * len(x1) if x2 is None else x2
+        others = (None,) * len(x1) if x2 is None else tuple(x2)
         each = (demand,) * len(x1) if isinstance(demand, Demand) else demand
-        zipped = zip(x1, x2, each, strict=True)
+        zipped = zip(x1, others, each, strict=True)
         return tuple(kernel_of_inputs(a, b, d, ntk=ntk) for a, b, d in zipped)
     return _of_inputs(x1, x2, demand, ntk)
 

@@ -1,13 +1,11 @@
 """Errors that say which layer of a network they come from."""
 
-from collections.abc import Iterator
 import contextlib
 import contextvars
+from collections.abc import Iterator
 
 
-_path: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
-    "path", default=()
-)
+_path: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("path", default=())
 
 
 @contextlib.contextmanager

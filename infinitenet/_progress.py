@@ -1,7 +1,8 @@
 """How long computations tell how far they are."""
 
-from collections.abc import Callable, Iterator
 import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 
@@ -22,13 +23,11 @@ def reporting(progress: Progress | bool, description: str) -> Iterator[Progress]
     if callable(progress):
         yield progress
         return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:  # An extra: without it there is no bar.
-        progress = False
-    if not progress:
+    if not progress or importlib.util.find_spec("tqdm") is None:
         yield _silent
         return
+    from tqdm.auto import tqdm  # An extra: without it there is no bar.
+
     with tqdm(desc=description, delay=_DELAY, leave=False, unit="entry") as bar:
 
         def show(done: int, total: int) -> None:

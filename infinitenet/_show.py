@@ -7,6 +7,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from ._tracing import is_traced
+
 
 def show(node: object) -> str:
     """A module as the call that makes it, without arguments left at their defaults."""
@@ -30,7 +32,7 @@ def _field(module: eqx.Module, field: dataclasses.Field) -> str | None:
 
 
 def _equal(value: object, default: object) -> bool:
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return False
     if isinstance(value, jax.Array | np.ndarray):
         if value.ndim > 0 or not isinstance(default, float | int):
@@ -42,6 +44,6 @@ def _equal(value: object, default: object) -> bool:
 
 
 def _array(array: jax.Array | np.ndarray) -> str:
-    if array.ndim == 0 and not isinstance(array, jax.core.Tracer):
+    if array.ndim == 0 and not is_traced(array):
         return f"{float(array):.6g}"
     return eqx.tree_pformat(array)

@@ -6,10 +6,10 @@ where kernels need them: at identical inputs, and at inputs of zero.
 """
 
 import jax
-from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
 
 
 # arccos(1 - t) / sqrt(t) for 0 <= t <= 1: a Chebyshev fit, relative error below 2e-8. So
@@ -100,7 +100,7 @@ def _arc_cosine_jvp(primals, tangents):
     q1, k, q2 = primals
     t_q1, t_k, t_q2 = tangents
     kappa1, kappa0 = arc_cosine(q1, k, q2)  # Not inlined, for derivatives of this rule.
-    (s1, r1), (s2, r2) = roots(q1), roots(q2)
+    (_, r1), (_, r2) = roots(q1), roots(q2)
     zero = jnp.zeros_like(kappa1)
     # Tangents of log(sqrt(q1 q2)). Most often the variances have none: the NTK is the
     # derivative along the covariance alone.

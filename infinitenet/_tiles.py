@@ -1,9 +1,9 @@
 """Programs that are run on tiles of a matrix, one after the other."""
 
-from collections.abc import Callable, Iterator
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -39,37 +39,43 @@ class Tiling(NamedTuple):
     tiles: tuple[Tile, ...]
 
 
-def compile_program(fn: Callable[..., PyTree], *args: PyTree) -> Callable[..., PyTree]:
-    """`fn` for arguments of these shapes, without its Python.
+class Program:
+    """A function for arguments of some shapes, without its Python.
 
-    Functions within `fn` that are under `jit` are compiled by themselves, whereas `jit` of
-    all of `fn` would make one program of them.
+    Parts of it that are under `jit` are compiled by themselves, whereas `jit` of all of it
+    would make one program of them.
     """
-    flat, structure = jax.tree.flatten(args)
-    jaxpr, shapes = jax.make_jaxpr(
-        lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
-    )(*flat)
-    run, out = jex.jaxpr_as_fun(jaxpr), jax.tree.structure(shapes)
-    return lambda *args: jax.tree.unflatten(out, run(*jax.tree.leaves(args)))
+
+    def __init__(self, fn: Callable[..., PyTree], *args: PyTree):
+        flat, structure = jax.tree.flatten(args)
+        self.jaxpr, shapes = jax.make_jaxpr(
+            lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
+        )(*flat)
+        self.run, self.out = jex.jaxpr_as_fun(self.jaxpr), jax.tree.structure(shapes)
+
+    def __call__(self, *args: PyTree) -> PyTree:
+        return jax.tree.unflatten(self.out, self.run(*jax.tree.leaves(args)))
+
+    def largest_array(self) -> int:
+        """Bytes of the largest array that is computed on the way."""
+        return max(_variables_bytes(self.jaxpr.jaxpr))
 
 
-def largest_array(fn: Callable[..., PyTree], *args: PyTree) -> int:
-    """Bytes of the largest array that `fn` computes on the way."""
-    flat, structure = jax.tree.flatten(args)
-    jaxpr = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(structure, flat)))(*flat)
-    return max(v.aval.size * v.aval.dtype.itemsize for v in _variables(jaxpr.jaxpr))
-
-
-def _variables(jaxpr: jex.Jaxpr) -> Iterator[jex.Var]:
+def _variables_bytes(jaxpr: jex.Jaxpr) -> Iterator[int]:
     for eqn in jaxpr.eqns:
-        yield from (v for v in eqn.outvars if hasattr(v.aval, "dtype"))
-        for value in jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda p: isinstance(p, jex.Jaxpr)
-        ):
-            if isinstance(value, jex.ClosedJaxpr):
-                yield from _variables(value.jaxpr)
-            elif isinstance(value, jex.Jaxpr):
-                yield from _variables(value)
+        for variable in eqn.outvars:
+            aval: Any = variable.aval
+            if hasattr(aval, "dtype"):
+                yield math.prod(aval.shape) * aval.dtype.itemsize
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+            if isinstance(inner, jex.ClosedJaxpr):
+                yield from _variables_bytes(inner.jaxpr)
+            elif isinstance(inner, jex.Jaxpr):
+                yield from _variables_bytes(inner)
+
+
+def _is_jaxpr(value: object) -> bool:
+    return isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)
 
 
 def default_memory() -> int:

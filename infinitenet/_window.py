@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 import numpy as np
+from jaxtyping import Array, Float
 
 from ._custom_types import Padding
 
@@ -52,7 +52,7 @@ class Window(NamedTuple):
             )
         if min(self.out_shape(spatial), default=1) < 1:
             return (
-                f'its window {self.size} does not fit into positions {tuple(spatial)} '
+                f"its window {self.size} does not fit into positions {tuple(spatial)} "
                 f'with padding "{self.padding}": use a smaller window, or padding "SAME"'
             )
         if self.padding == "CIRCULAR":
@@ -81,9 +81,7 @@ class Window(NamedTuple):
     def matrices(self, spatial: Sequence[int]) -> list[Float[np.ndarray, "out n"]]:
         """For each dimension, the matrix which sums the positions of each window."""
         out = []
-        for dim, (n, widths) in enumerate(
-            zip(spatial, self.extents(spatial), strict=True)
-        ):
+        for dim, (n, widths) in enumerate(zip(spatial, self.extents(spatial), strict=True)):
             if self.padding == "CIRCULAR":
                 position = np.pad(np.arange(n), widths, mode="wrap")
             else:

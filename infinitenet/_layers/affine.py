@@ -4,10 +4,10 @@ import abc
 import math
 
 import equinox as eqx
-from equinox import AbstractVar
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
+from equinox import AbstractVar
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._covariance import Covariance
@@ -99,7 +99,7 @@ class AbstractAffine(AbstractLayer):
         W, b = self.weights.W, self.weights.b
         scale = self.parameterization.weights(self.W_std, math.prod(W.shape[:-1])).scale
         out = scale.astype(x.dtype) * self.apply(W, x)
-        if b is not None:
+        if b is not None and self.b_std is not None:
             scale = self.parameterization.biases(self.b_std).scale
             # Of full rank, so that nothing relies on implicit broadcasting.
             b = jnp.reshape(b, (1,) * (out.ndim - 1) + b.shape)
@@ -133,8 +133,8 @@ class Dense(AbstractAffine):
     r"""A fully-connected layer, $z = \sigma_W / \sqrt{N}\, W x + \sigma_b b$.
 
     It acts on channels, at each position separately. At infinite width
-    $k' = \sigma_W^2 k + \sigma_b^2$ and $\Theta' = k' + \sigma_W^2 \Theta$ (the latter in NTK
-    parameterization).
+    $k' = \sigma_W^2 k + \sigma_b^2$ and, in NTK parameterization,
+    $\Theta' = k' + \sigma_W^2 \Theta$.
 
     ??? cite "Reference"
         Lee et al., Deep Neural Networks as Gaussian Processes, ICLR 2018: equation (5).
@@ -143,9 +143,7 @@ class Dense(AbstractAffine):
 
     width: int = eqx.field(static=True)
     W_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    b_std: Float[Array, ""] | None = eqx.field(
-        default=None, converter=to_optional_scalar
-    )
+    b_std: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
     parameterization: AbstractParameterization = eqx.field(
         default=NTKParameterization(), converter=to_parameterization, kw_only=True
     )
@@ -186,9 +184,7 @@ class Conv(AbstractAffine):
     )
     padding: Padding = eqx.field(default="VALID", static=True)
     W_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    b_std: Float[Array, ""] | None = eqx.field(
-        default=None, converter=to_optional_scalar
-    )
+    b_std: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
     parameterization: AbstractParameterization = eqx.field(
         default=NTKParameterization(), converter=to_parameterization, kw_only=True
     )

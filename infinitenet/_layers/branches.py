@@ -1,13 +1,12 @@
-"""Layers side by side: fan-out, branches, and their sum."""
+"""Layers side by side: fan-out, branches, shortcuts, and their sum."""
 
 import abc
-from collections.abc import Callable, Sequence
 import dataclasses
 import functools as ft
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
@@ -17,6 +16,7 @@ from .._kernel import Demand, Demands, Kernel
 from .._layer import (
     AbstractCombinator,
     AbstractLayer,
+    check,
     check_layers,
     infinite,
     split_key,
@@ -24,7 +24,6 @@ from .._layer import (
 )
 from .._path import inside, LayerError
 from .._signal import Signal, Signals
-from .linear_maps import Identity
 
 
 def _fan_out(signal: Signals) -> Signals:
@@ -42,15 +41,27 @@ def _join(demands: Demands) -> Demand:
     return ft.reduce(lambda a, b: a.at_least(b.cross, b.marginal), joined)
 
 
-def _fan_in(layer: AbstractLayer, signals: Sequence[Signal], names: Sequence[str]):
+def _fan_in(
+    layer: AbstractLayer, signals: Sequence[Signals], names: Sequence[str]
+) -> Signal:
     """The signal of a sum, if the covariance of the sum is the sum of covariances."""
+    single = [signal for signal in signals if isinstance(signal, Signal)]
+    if len(single) < len(signals):
+        raise LayerError(layer, "its branches must end in one array each, not a tuple.")
+    return _sum_of_signals(layer, single, names)
+
+
+def _sum_of_signals(
+    layer: AbstractLayer, signals: Sequence[Signal], names: Sequence[str]
+) -> Signal:
     shapes = [signal.shape for signal in signals]
     if len(set(shapes)) > 1:
         listed = ", ".join(map("`{}` {}".format, names, shapes))
         raise LayerError(
-            layer, f"its branches must have outputs of equal shapes, but these are {listed}."
+            layer,
+            f"its branches must have outputs of equal shapes, but these are {listed}.",
         )
-    stale = [n for n, s in zip(names, signals, strict=True) if not s.fresh[-1:] == (True,)]
+    stale = [n for n, s in zip(names, signals, strict=True) if s.fresh[-1:] != (True,)]
     if len(stale) > 1:
         raise LayerError(
             layer,
@@ -66,25 +77,39 @@ def _fan_in(layer: AbstractLayer, signals: Sequence[Signal], names: Sequence[str
     )
 
 
-def _add(kernels: Sequence[Kernel]) -> Kernel:
+def _add_covariances(covs: Sequence[Covariance]) -> Covariance:
+    # Branches may hold more than was asked for: keep what they have in common.
+    pairs = min(cov.pairs for cov in covs)
+    return Covariance(ft.reduce(jnp.add, [cov.to(pairs).array for cov in covs]), pairs)
+
+
+@eqx.filter_jit
+def _add(kernels: Sequence) -> Kernel:
     """The kernel of a sum of uncorrelated branches."""
 
     def add(covs: Sequence[Covariance | None]) -> Covariance | None:
-        # Branches may hold more than was asked for: keep what they have in common.
-        if any(cov is None for cov in covs):
-            return None
-        pairs = min(cov.pairs for cov in covs)
-        return jax.tree.map(lambda *k: ft.reduce(jnp.add, k), *(c.to(pairs) for c in covs))
+        known = [cov for cov in covs if cov is not None]
+        return _add_covariances(known) if len(known) == len(covs) else None
 
-    first = kernels[0]
     return Kernel(
-        add([k.nngp for k in kernels]),
+        _add_covariances([k.nngp for k in kernels]),
         add([k.ntk for k in kernels]),
         add([k.cov1 for k in kernels]),
         add([k.cov2 for k in kernels]),
-        first.alone,
-        first.channels,
+        kernels[0].alone,
+        kernels[0].channels,
     )
+
+
+class Identity(AbstractLayer):
+    """Does nothing: the shortcut of a residual block, for example."""
+
+    def __call__(self, x, *, key=None):
+        del key
+        return x
+
+    def infinite(self, kernel):
+        return kernel
 
 
 class FanOut(AbstractCombinator):
@@ -115,7 +140,7 @@ FanOut.__init__.__doc__ = """**Arguments:**
 """
 
 
-class FanInSum(AbstractLayer):
+class FanInSum(AbstractCombinator):
     r"""Adds the arrays of a tuple, which branches have made.
 
     At infinite width $k' = \sum_i k_i$, as branches must have zero covariance with each
@@ -129,8 +154,9 @@ class FanInSum(AbstractLayer):
     def check(self, signal):
         if not isinstance(signal, tuple) or not signal:
             raise LayerError(
-                self, "adds the arrays of a tuple, but its input is a single array. Put a "
-                "`FanOut` and a `Parallel` before it, or use `Sum`."
+                self,
+                "adds the arrays of a tuple, but its input is a single array. Put a "
+                "`FanOut` and a `Parallel` before it, or use `Sum`.",
             )
         return _fan_in(self, signal, [f"{i}" for i in range(len(signal))])
 
@@ -162,7 +188,7 @@ def _draw(branches: Branches, key: PRNGKeyArray, signals: Sequence[Signals]) -> 
 
 
 def _check(branches: Branches, signals: Sequence[Signals]) -> tuple[Signals, ...]:
-    return _each(branches, lambda layer, signal: layer.check(signal), signals)
+    return _each(branches, check, signals)
 
 
 def _requires(branches: Branches, demands: Demands) -> tuple[Demands, ...]:
@@ -253,10 +279,7 @@ class AbstractSum(AbstractCombinator):
 
     def infinite(self, kernel):
         branches = self.branches()
-        return _added(_each(branches, infinite, (kernel,) * len(branches)))
-
-
-_added = eqx.filter_jit(_add)
+        return _add(_each(branches, infinite, (kernel,) * len(branches)))
 
 
 class Sum(AbstractSum):

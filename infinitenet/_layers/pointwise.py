@@ -6,8 +6,8 @@ from typing import TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 import numpy as np
+from jaxtyping import Array, Float
 
 from .._covariance import Covariance, Pairs
 from .._hyperparameters import check_finite, to_scalar

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import equinox as eqx
-from jaxtyping import Array, Float
 import numpy as np
+from jaxtyping import Array, Float
 
 from .._covariance import apply_matrix, Covariance, Pairs
 from .._custom_types import Padding
@@ -30,8 +30,8 @@ def _all_pairs(demand: Demand) -> Demand:
 class AvgPool(AbstractLayer):
     r"""Averages over windows of positions, $z(p) = \operatorname{mean}_d x(s p + d)$.
 
-    At infinite width $k'(p, q) = \operatorname{mean}_{d, d'} k(s p + d, s q + d')$: unlike a
-    convolution it needs covariances between all positions.
+    At infinite width $k'(p, q) = \operatorname{mean}_{d, d'} k(s p + d, s q + d')$: unlike
+    a convolution it needs covariances between all positions.
 
     ??? cite "Reference"
         Novak et al., Bayesian Deep Convolutional Networks with Many Channels are Gaussian

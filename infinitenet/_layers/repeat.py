@@ -6,7 +6,7 @@ import jax.lax as lax
 import jax.random as jr
 
 from .._hyperparameters import check_width
-from .._layer import AbstractLayer, check_layers
+from .._layer import AbstractLayer, check, check_layers
 from .._path import inside, LayerError
 from .._weights import trainable
 
@@ -34,11 +34,14 @@ class Repeat(AbstractLayer):
 
     def check(self, signal):
         with inside("layer"):
-            first = self.layer.check(signal)
+            first = check(self.layer, signal)
             if self.times == 1:
                 return first
-            last = self.layer.check(first)
-        shapes = [jax.tree.map(lambda s: s.shape, s, is_leaf=lambda s: hasattr(s, "shape")) for s in (signal, last)]
+            last = check(self.layer, first)
+        shapes = [
+            jax.tree.map(lambda s: s.shape, s, is_leaf=lambda s: hasattr(s, "shape"))
+            for s in (signal, last)
+        ]
         if shapes[0] != shapes[1]:
             raise LayerError(
                 self,

@@ -5,6 +5,7 @@ import equinox as eqx
 from .._layer import (
     AbstractCombinator,
     AbstractLayer,
+    check,
     check_layers,
     infinite,
     split_key,
@@ -38,7 +39,7 @@ class Sequential(AbstractCombinator):
     def check(self, signal):
         for i, layer in enumerate(self.layers):
             with inside(f"layers[{i}]"):
-                signal = layer.check(signal)
+                signal = check(layer, signal)
         return signal
 
     def requires(self, demand):
@@ -54,7 +55,7 @@ class Sequential(AbstractCombinator):
         ):
             with inside(f"layers[{i}]"):
                 layers.append(layer.draw(k, signal))
-                signal = layer.check(signal)
+                signal = check(layer, signal)
         return Sequential(layers)
 
     def infinite(self, kernel):

@@ -1,4 +1,4 @@
-"""Fixed linear maps of features."""
+"""Features without positions."""
 
 import dataclasses
 import math
@@ -8,17 +8,6 @@ import jax.numpy as jnp
 from .._covariance import Pairs
 from .._kernel import Demand
 from .._layer import AbstractLayer
-
-
-class Identity(AbstractLayer):
-    """Does nothing: the shortcut of a residual block, for example."""
-
-    def __call__(self, x, *, key=None):
-        del key
-        return x
-
-    def infinite(self, kernel):
-        return kernel
 
 
 class Flatten(AbstractLayer):

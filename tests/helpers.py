@@ -1,0 +1,90 @@
+"""Networks, built from the specifications that stored values come with."""
+
+import json
+import pathlib
+
+import numpy as np
+
+import infinitenet as inn
+
+
+_oracle = pathlib.Path(__file__).parent / "oracle"
+
+
+def load(name):
+    """The cases of a file of stored values, and its arrays."""
+    cases = json.loads((_oracle / f"{name}.json").read_text())["cases"]
+    with np.load(_oracle / f"{name}.npz") as arrays:
+        return cases, dict(arrays)
+
+
+def _affine_options(spec):
+    options = {"W_std": spec["W_std"], "b_std": spec["b_std"]}
+    if spec.get("parameterization") == "standard":
+        s = tuple(spec.get("s", (1, 1)))
+        options["parameterization"] = inn.StandardParameterization(s)
+    return options
+
+
+def _decay(spec):
+    if spec is None:
+        return None
+    if spec["kind"] == "exp":
+        return lambda d: np.exp(-spec["rate"] * d)
+    return lambda d: 1 / (1 + spec["rate"] * d)
+
+
+def _attention(spec):
+    spec = dict(spec)
+    decay = _decay(spec.pop("pos_emb_decay"))
+    del spec["layer"]
+    return inn.SelfAttention(**spec, pos_emb_decay_fn=decay)
+
+
+def _windowed(spec, size):
+    return spec[size], spec["strides"], spec["padding"]
+
+
+_builders = {
+    "Abs": lambda s: inn.Abs(),
+    "ABRelu": lambda s: inn.ABRelu(s["a"], s["b"]),
+    "AvgPool": lambda s: inn.AvgPool(*_windowed(s, "window"), s["normalize_edges"]),
+    "Conv": lambda s: inn.Conv(s["width"], *_windowed(s, "filter"), **_affine_options(s)),
+    "Dense": lambda s: inn.Dense(s["width"], **_affine_options(s)),
+    "Erf": lambda s: inn.Erf(s["a"], s["b"], s["c"]),
+    "FanInSum": lambda s: inn.FanInSum(),
+    "FanOut": lambda s: inn.FanOut(s["num"]),
+    "Flatten": lambda s: inn.Flatten(),
+    "GlobalAvgPool": lambda s: inn.GlobalAvgPool(),
+    "GlobalSelfAttention": _attention,
+    "Identity": lambda s: inn.Identity(),
+    "LeakyRelu": lambda s: inn.LeakyRelu(s["alpha"]),
+    "Parallel": lambda s: inn.Parallel([build(branch) for branch in s["branches"]]),
+    "Relu": lambda s: inn.Relu(),
+    "Repeat": lambda s: inn.Repeat(build(s["layers"]), s["times"]),
+}
+
+
+def is_known(specs):
+    """Whether all layers exist."""
+    for spec in specs:
+        nested = [spec.get("layers", []), *spec.get("branches", [])]
+        if spec["layer"] not in _builders or not all(map(is_known, nested)):
+            return False
+    return True
+
+
+def build(specs):
+    """A network from the list of its layers."""
+    return inn.Sequential([_builders[spec["layer"]](spec) for spec in specs])
+
+
+def unrolled(specs):
+    """The same network without `Repeat`."""
+    out = []
+    for spec in specs:
+        if spec["layer"] == "Repeat":
+            out += spec["times"] * unrolled(spec["layers"])
+        else:
+            out.append(spec)
+    return out
