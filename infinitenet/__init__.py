@@ -13,6 +13,10 @@ from ._layers.affine import (
     Conv as Conv,
     Dense as Dense,
 )
+from ._layers.attention import (
+    AttentionWeights as AttentionWeights,
+    SelfAttention as SelfAttention,
+)
 from ._layers.branches import (
     FanInSum as FanInSum,
     FanOut as FanOut,

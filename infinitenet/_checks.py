@@ -117,8 +117,7 @@ def check_shape(
     """**Raises:** `ValueError` if `x` is not of the shape `expected`, and why."""
     if x.shape != expected:
         raise ValueError(
-            f"`{name}` must have shape {expected}, {because}, but it has shape "
-            f"{x.shape}."
+            f"`{name}` must have shape {expected}, {because}, but it has shape {x.shape}."
         )
     return x
 
@@ -244,8 +243,7 @@ def check_targets(
         )
     if y.size == 0:
         raise ValueError(
-            f"`{name}` has shape {y.shape}: at least one example and one output are "
-            "needed."
+            f"`{name}` has shape {y.shape}: at least one example and one output are needed."
         )
     y = check_finite(name, y, "Leave these examples out of the targets and kernels.")
     return y.astype(dtype)

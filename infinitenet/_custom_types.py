@@ -1,7 +1,7 @@
 """Aliases for the types of arguments."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -20,4 +20,3 @@ Example: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 Scalar: TypeAlias = float | int | Float[Array, ""]
 
 Sizes: TypeAlias = Sequence[int]
-Padding: TypeAlias = Literal["SAME", "VALID", "CIRCULAR"]

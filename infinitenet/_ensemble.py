@@ -4,32 +4,29 @@ The members of an ensemble are stacked: each array has a first axis over them, a
 `eqx.filter_vmap` makes it.
 """
 
-import functools as ft
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 import numpy as np
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._batch import is_traced, to_batch
+from ._batch import to_batch
 from ._checks import check_finite, check_floating, check_shape
 from ._custom_types import Arrays
 from ._layer import AbstractLayer
 from ._progress import Progress, reporting
 from ._signal import Examples
-from ._solution import Prediction
+from ._tracing import is_traced
+from ._training import evaluate_ensemble, Problem, train_in_parts
 from ._weights import trainable
 
 
-def half_mse(
-    f: Float[Array, "*outputs"], y: Float[Array, "*outputs"]
-) -> Float[Array, ""]:
+def half_mse(f: Float[Array, "*outputs"], y: Float[Array, "*outputs"]) -> Float[Array, ""]:
     """Half of the mean squared error, over all examples and outputs.
 
     By this loss, gradient descent of learning rate `r` in NTK parameterization is after
@@ -65,26 +62,6 @@ def draw_ensemble(
     return eqx.filter_vmap(lambda key: net.init(key, x))(jr.split(key, n))
 
 
-@eqx.filter_jit
-def evaluate_ensemble(
-    ensemble: AbstractLayer, x: Arrays
-) -> Float[Array, "members n *outputs"]:
-    """The outputs of all networks of an ensemble.
-
-    **Arguments:**
-
-    - `ensemble`: as made by [`infinitenet.draw_ensemble`][].
-    - `x`: a batch of inputs, of shape `(n, *spatial, channels)`.
-
-    **Returns:** shape `(members, n, *outputs)`.
-    """
-    return eqx.filter_vmap(_outputs, in_axes=(eqx.if_array(0), None))(ensemble, x)
-
-
-def _outputs(net: AbstractLayer, x: Arrays) -> Array:
-    return jax.vmap(net)(x)
-
-
 class TrainedEnsemble(eqx.Module):
     """What [`infinitenet.train_ensemble`][] returns: networks, and how they came about.
 
@@ -116,11 +93,12 @@ class TrainedEnsemble(eqx.Module):
 
         **Returns:** the sum of the learning rates of all steps before each record.
         """
+        dtype = self.train_loss.dtype
         if not callable(learning_rate):
-            return learning_rate * self.steps.astype(self.train_loss.dtype)
-        rates = jax.vmap(learning_rate)(jnp.arange(int(self.steps[-1])))
-        start = jnp.zeros(1, self.train_loss.dtype)
-        return jnp.concatenate([start, jnp.cumsum(rates.astype(start))])[self.steps]
+            return learning_rate * self.steps.astype(dtype)
+        rates = jnp.asarray(jax.vmap(learning_rate)(jnp.arange(int(self.steps[-1]))))
+        rates = jnp.concatenate([jnp.zeros(1, dtype), rates.astype(dtype)])
+        return jnp.cumsum(rates)[self.steps]
 
     def __repr__(self) -> str:
         if is_traced(self.train_loss):
@@ -131,144 +109,6 @@ class TrainedEnsemble(eqx.Module):
                 low, mean, high = (fn(loss[-1]) for fn in (jnp.min, jnp.mean, jnp.max))
                 out += f" {name} loss {mean:.3g} (from {low:.3g} to {high:.3g}),"
         return f"<TrainedEnsemble of {out[:-1]}>"
-
-
-#
-# Training
-#
-
-
-class _Problem(eqx.Module):
-    """What does not change in training. Functions are static under `eqx.filter_jit`."""
-
-    rest: PyTree  # Of the networks, all but their weights.
-    x_train: Arrays
-    y_train: PyTree
-    x_test: Arrays | None
-    y_test: PyTree | None
-    optimiser: optax.GradientTransformationExtraArgs
-    loss: Callable[..., Array]
-    keep_outputs: bool
-
-
-class _State(eqx.Module):
-    """What each step changes. `loss` is that of the weights before the last step."""
-
-    weights: PyTree
-    opt_state: PyTree
-    loss: Float[Array, " members"]
-    step: Int[Array, ""]
-
-
-class _Record(eqx.Module):
-    """What a record holds, as in `TrainedEnsemble`."""
-
-    train_loss: Float[Array, "*records members"]
-    test_loss: Float[Array, "*records members"] | None
-    train_outputs: Float[Array, "*records members n *outputs"] | None
-    test_outputs: Float[Array, "*records members n_test *outputs"] | None
-
-
-@eqx.filter_jit
-def _train_loss(problem: _Problem, weights: PyTree) -> Float[Array, " members"]:
-    f = evaluate_ensemble(eqx.combine(weights, problem.rest), problem.x_train)
-    return jax.vmap(lambda f: problem.loss(f, problem.y_train))(f)
-
-
-@eqx.filter_jit
-def _advance(problem: _Problem, state: _State, stop: Int[Array, ""]) -> _State:
-    """Trains until the step `stop`, or until a loss is not finite."""
-
-    def update(weights, opt_state, rest):
-        def value_fn(weights):
-            f = _outputs(eqx.combine(weights, rest), problem.x_train)
-            return problem.loss(f, problem.y_train)
-
-        value, grad = jax.value_and_grad(value_fn)(weights)
-        # Optimisers that search along a line need to know the function.
-        more = {"value": value, "grad": grad, "value_fn": value_fn}
-        change, opt_state = problem.optimiser.update(grad, opt_state, weights, **more)
-        return eqx.apply_updates(weights, change), opt_state, value
-
-    def body(state: _State) -> _State:
-        new = eqx.filter_vmap(update)(state.weights, state.opt_state, problem.rest)
-        return _State(*new, state.step + 1)
-
-    # The number of steps is not known to the compiler: one program serves all records.
-    proceed = lambda state: (state.step < stop) & jnp.all(jnp.isfinite(state.loss))
-    return lax.while_loop(proceed, body, state)
-
-
-@eqx.filter_jit
-def _record(problem: _Problem, state: _State) -> _Record:
-    ensemble = eqx.combine(state.weights, problem.rest)
-
-    def look(x, y):
-        if x is None:
-            return None, None
-        f = evaluate_ensemble(ensemble, x)
-        loss = None if y is None else jax.vmap(lambda f: problem.loss(f, y))(f)
-        return loss, (f if problem.keep_outputs else None)
-
-    train_loss, train_outputs = look(problem.x_train, problem.y_train)
-    test_loss, test_outputs = look(problem.x_test, problem.y_test)
-    return _Record(train_loss, test_loss, train_outputs, test_outputs)
-
-
-_remedy = (
-    "Use a smaller learning rate: gradient descent on the mean squared error needs less "
-    "than `max_learning_rate(ntk_train_train, y_train.size)`."
-)
-
-
-def _check_converging(step: Array, *losses: Array | None) -> None:
-    for loss in losses:
-        if loss is not None and not jnp.all(jnp.isfinite(loss)):
-            bad = int(jnp.sum(~jnp.isfinite(loss)))
-            raise ValueError(
-                f"Training diverged: at step {step}, the loss of {bad} of the {loss.size} "
-                f"networks is NaN or infinite. {_remedy}"
-            )
-
-
-# Between records, progress is reported and divergence is looked for about as often.
-_n_reports = 100
-
-
-def _train_members(
-    problem: _Problem, weights: PyTree, steps: np.ndarray, report: Callable[[int], None]
-) -> tuple[PyTree, _Record]:
-    """The trained weights, and the records stacked."""
-    opt_state = eqx.filter_vmap(problem.optimiser.init)(weights)
-    loss = _train_loss(problem, weights)
-    state = _State(weights, opt_state, loss, jnp.zeros((), int))
-    if is_traced((problem, weights)):
-        return _train_traced(problem, state, steps)
-    records = []
-    between = np.linspace(0, steps[-1], _n_reports + 1).astype(int)
-    for stop in np.union1d(between, steps):
-        state = _advance(problem, state, jnp.asarray(stop))
-        _check_converging(state.step - 1, state.loss)
-        if stop in steps:
-            new = _record(problem, state)
-            _check_converging(state.step, new.train_loss, new.test_loss)
-            records.append(new)
-        report(int(stop))
-    return state.weights, jax.tree.map(lambda *each: jnp.stack(each), *records)
-
-
-def _train_traced(
-    problem: _Problem, state: _State, steps: np.ndarray
-) -> tuple[PyTree, _Record]:
-    def body(state, stop):
-        state = _advance(problem, state, stop)
-        return state, _record(problem, state)
-
-    state, records = lax.scan(body, state, jnp.asarray(steps))
-    losses = [x for x in (records.train_loss, records.test_loss) if x is not None]
-    bad = ~jnp.all(jnp.isfinite(jnp.stack([state.loss[None], *losses])))
-    out = (state.weights, records)
-    return eqx.error_if(out, bad, f"Training diverged. {_remedy}")
 
 
 def train_ensemble(
@@ -328,32 +168,101 @@ def train_ensemble(
     """
     stops = _to_steps(steps)
     n_members = _count_members(ensemble)
-    x_train, y_train = _check_data("train", ensemble, x_train, y_train, loss)
-    x_test, y_test = _check_data("test", ensemble, x_test, y_test, loss)
-    if members_at_once is not None and members_at_once < 1:
+    train_data = _check_data("train", ensemble, x_train, y_train, loss)
+    test_data = _check_data("test", ensemble, x_test, y_test, loss)
+    if members_at_once is None:
+        members_at_once = n_members
+    if members_at_once < 1:
         raise ValueError(f"`members_at_once` must be at least 1, not {members_at_once}.")
-    size = min(members_at_once or n_members, n_members)
+    if not isinstance(optimiser, optax.GradientTransformation):
+        raise ValueError(f"`optimiser` must be one of Optax, but it is {optimiser!r}.")
+    optimiser = optax.with_extra_args_support(optimiser)
     weights, rest = eqx.partition(ensemble, trainable(ensemble))
-    arrays, static = eqx.partition(rest, eqx.is_array)
-    data = (x_train, y_train, x_test, y_test)
-    how = (optax.with_extra_args_support(optimiser), loss, keep_outputs)
-    total, parts = n_members * int(stops[-1]), []
+    problem = Problem(rest, *train_data, *test_data, optimiser, loss, keep_outputs)
     with reporting(progress, "training") as report:
-        for start in range(0, n_members, size):
-            cut = lambda x, start=start: x[start : start + size]
-            members = jax.tree.map(cut, (weights, arrays))
-            n = min(size, n_members - start)
-            done = lambda step, n=n, start=start: start * int(stops[-1]) + n * step
-            problem = _Problem(eqx.combine(members[1], static), *data, *how)
-            tell = lambda step, done=done: report(done(step), total)
-            parts.append(_train_members(problem, members[0], stops, tell))
-    weights = jax.tree.map(lambda *x: jnp.concatenate(x), *[part[0] for part in parts])
-    records = jax.tree.map(
-        lambda *x: jnp.concatenate(x, axis=1), *[part[1] for part in parts]
-    )
+        weights, records = train_in_parts(
+            problem, weights, stops, n_members, members_at_once, report
+        )
     return TrainedEnsemble(
         eqx.combine(weights, rest),
         jnp.asarray(stops),
-        *(records.train_loss, records.test_loss),
-        *(records.train_outputs, records.test_outputs),
+        records.train_loss,
+        records.test_loss,
+        records.train_outputs,
+        records.test_outputs,
     )
+
+
+#
+# Checks of arguments
+#
+
+
+# How many steps are recorded by default.
+_n_records = 50
+
+
+def _to_steps(steps: int | Sequence[int] | np.ndarray) -> np.ndarray:
+    out = np.asarray(steps)
+    if not np.issubdtype(out.dtype, np.integer) or out.ndim > 1 or out.size == 0:
+        raise ValueError(
+            "`steps` must be a whole number, or a sequence of the steps to record, but it "
+            f"is {steps!r}."
+        )
+    if out.ndim == 0:
+        if out < 1:
+            raise ValueError(f"`steps` must be at least 1, but it is {steps}.")
+        spaced = np.geomspace(1, int(out), _n_records).round().astype(int)
+        return np.union1d(0, spaced)
+    if out[0] < 0 or out[-1] < 1 or np.any(np.diff(out) <= 0):
+        raise ValueError(
+            "`steps` to record must ascend, from 0 or above to 1 or above, but they are "
+            f"{steps!r}. Use `sorted(set(steps))`."
+        )
+    return out
+
+
+def _count_members(ensemble: AbstractLayer) -> int:
+    if not isinstance(ensemble, AbstractLayer):
+        raise ValueError(f"`ensemble` must be networks, but it is {ensemble!r}.")
+    if not any(jax.tree.leaves(trainable(ensemble))):
+        raise ValueError(
+            "`ensemble` has no weights yet: draw them by "
+            "`draw_ensemble(net, key, x_train[0], n)`."
+        )
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(eqx.filter(ensemble, eqx.is_array))}
+    if len(sizes) > 1 or () in sizes:
+        raise ValueError(
+            "`ensemble` must be several networks, stacked along a first axis of each "
+            "array: use `draw_ensemble` in place of `net.init`. For a single network, "
+            "that is `draw_ensemble(net, key, x_train[0], 1)`."
+        )
+    return sizes.pop()[0]
+
+
+def _check_data(
+    name: str, ensemble: AbstractLayer, x: PyTree, y: PyTree, loss: Callable[..., Array]
+) -> tuple[PyTree, PyTree]:
+    """Inputs as arrays, and the targets in the dtype of the outputs."""
+    x_name, y_name = f"x_{name}", f"y_{name}"
+    if x is None:
+        if y is not None:
+            raise ValueError(f"`{y_name}` was given without `{x_name}`: give both.")
+        return None, None
+    x = to_batch(x_name, x)
+    f = eqx.filter_eval_shape(evaluate_ensemble, ensemble, x)
+    if not isinstance(f, jax.ShapeDtypeStruct):
+        raise ValueError("`ensemble` must end in one array: add `FanInSum` after branches.")
+    f = jax.ShapeDtypeStruct(f.shape[1:], f.dtype)
+    if y is None:
+        return x, None
+    if loss is half_mse:
+        remedy = "For classes, use `jax.nn.one_hot`, less `1 / n_classes` for zero mean."
+        y = check_floating(y_name, y, remedy)
+        reason = "that of the outputs: reshape it, or change the width of the last layer"
+        y = check_shape(y_name, y, f.shape, reason).astype(f.dtype)
+        return x, check_finite(y_name, y, "Leave these examples out.")
+    value = eqx.filter_eval_shape(loss, f, y)
+    if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
+        raise ValueError(f"`loss` must return a scalar for all of a batch, not {value}.")
+    return x, jax.tree.map(jnp.asarray, y)

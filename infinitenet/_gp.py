@@ -47,9 +47,7 @@ def rounding_bound(
     """
     size = dot(jnp.abs(weights), jnp.sqrt(train_variance))
     size = size + jnp.sqrt(jnp.abs(test_variance))
-    return jax.lax.stop_gradient(
-        unit_rounding(weights.shape[-1], weights.dtype) * size**2
-    )
+    return jax.lax.stop_gradient(unit_rounding(weights.shape[-1], weights.dtype) * size**2)
 
 
 _singular = "it is not positive definite to working precision, so it has no inverse."

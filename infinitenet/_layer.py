@@ -1,7 +1,7 @@
 """What a layer is."""
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -135,20 +135,19 @@ def check(layer: AbstractLayer, signal: Signals) -> Signals:
     return layer.check(signal)
 
 
-def to_layers(layers: Iterable[AbstractLayer]) -> tuple[AbstractLayer, ...]:
-    """Any iterable of layers, such as a generator."""
-    return tuple(layers)
-
-
-def check_layers(combinator: AbstractLayer, name: str, layers: Sequence) -> None:
+def to_layer(value: object, name: str = "layer") -> AbstractLayer:
     """Refuses what is not a layer."""
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, AbstractLayer):
-            raise LayerError(
-                combinator,
-                f"`{name}[{i}]` must be a layer, but it is {layer!r}. (Is it a class, "
-                "without the `()` that makes a layer of it?)",
-            )
+    if not isinstance(value, AbstractLayer):
+        raise ValueError(
+            f"`{name}` must be a layer, but it is {value!r}. (Is it a class, without the "
+            "`()` that makes a layer of it?)"
+        )
+    return value
+
+
+def to_layers(values: Iterable) -> tuple[AbstractLayer, ...]:
+    """Any iterable of layers, such as a generator."""
+    return tuple(to_layer(v, f"layers[{i}]") for i, v in enumerate(values))
 
 
 def split_key(key: PRNGKeyArray | None, n: int) -> list:

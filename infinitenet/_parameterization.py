@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ class StandardParameterization(AbstractParameterization):
 
 
 def to_parameterization(
-    value: AbstractParameterization | Literal["ntk", "standard"],
+    value: AbstractParameterization | str,
 ) -> AbstractParameterization:
     """Names stand for parameterizations without options."""
     named = {"ntk": NTKParameterization, "standard": StandardParameterization}

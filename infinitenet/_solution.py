@@ -321,9 +321,7 @@ class Prediction(eqx.Module):
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         return _safe_sqrt(_check_covariance(variance, tolerance))
 
-    def sample(
-        self, key: PRNGKeyArray, n: int
-    ) -> Float[Array, " n *times_test_outputs"]:
+    def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, " n *times_test_outputs"]:
         """Functions drawn from the distribution.
 
         The covariance may be singular. For a given key samples are a continuous
@@ -357,6 +355,4 @@ class Prediction(eqx.Module):
         for _ in range(axis):
             root = jax.vmap(root)
         change = root(covariance, l, u).reshape(*covariance.shape[:-1], n, *outputs)
-        return self.mean[None] + jnp.moveaxis(change, axis + 1, 0).astype(
-            self.mean.dtype
-        )
+        return self.mean[None] + jnp.moveaxis(change, axis + 1, 0).astype(self.mean.dtype)

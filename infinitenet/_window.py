@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._custom_types import Padding
-
 
 _MODES = {"SAME": "constant", "VALID": "constant", "CIRCULAR": "wrap"}
 
@@ -23,7 +21,7 @@ class Window(NamedTuple):
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
-    padding: Padding
+    padding: str
 
     def extents(self, spatial: Sequence[int]) -> list[tuple[int, int]]:
         """How many positions are added before and after each dimension."""

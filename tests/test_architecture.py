@@ -22,6 +22,8 @@ _files = sorted(_package.rglob("*.py"))
 # may import them all. The last, `""`, is the package's `__init__.py`.
 _order = [
     "_custom_types",
+    "_tracing",
+    "_progress",
     "_checks",
     "_path",
     "_show",
@@ -37,6 +39,8 @@ _order = [
     "_layers.*",
     "_layers",
     "_matrices",
+    "_batch",
+    "_tiles",
     "_gram",
     "_store",
     "_solution",

@@ -74,7 +74,7 @@ _spectra = {
 
 @pytest.mark.parametrize("spectrum", _spectra)
 @pytest.mark.parametrize("name", _functions)
-@pytest.mark.parametrize("s", [0.0, 0.02, 1.7, 30.0])
+@pytest.mark.parametrize("s", [0.02, 1.7, 30.0])
 def test_derivatives_against_expm(spectrum, name, s, getkey):
     # Of f(K + h D), from the corner of f of [[K, D], [0, K]] (Najfeld and Havel 1995).
     fn, expected = _functions[name]

@@ -11,7 +11,6 @@ from equinox import AbstractVar
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._covariance import Covariance
-from .._custom_types import Padding
 from .._hyperparameters import (
     check_scale,
     check_width,
@@ -182,7 +181,7 @@ class Conv(AbstractAffine):
     strides: tuple[int, ...] | None = eqx.field(
         default=None, static=True, converter=to_optional_sizes
     )
-    padding: Padding = eqx.field(default="VALID", static=True)
+    padding: str = eqx.field(default="VALID", static=True)
     W_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
     b_std: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
     parameterization: AbstractParameterization = eqx.field(

@@ -37,17 +37,11 @@ _mechanisms: dict[str, Callable[[Array], Array]] = {
 #
 
 
-def _correlations(
-    spatial: Sequence[int], p_norm: float, decay_fn: Callable[[Any], Any] | None
-) -> Float[np.ndarray, "n n"]:
-    """Correlations between the embeddings of all positions."""
-    if decay_fn is None:
-        return np.eye(math.prod(spatial))
+def _distances(spatial: Sequence[int], p_norm: float | int) -> Float[np.ndarray, "n n"]:
+    """Between all positions, to the power of `p_norm`."""
     positions = np.indices(spatial, float).reshape(len(spatial), -1)
     differences = np.abs(positions[:, :, None] - positions[:, None, :])
-    # Depends on shapes alone: a constant to whatever is compiled.
-    with jax.ensure_compile_time_eval():
-        return np.asarray(decay_fn(np.sum(differences**p_norm, 0)), float)
+    return np.sum(differences**p_norm, axis=0)
 
 
 # Relative to the largest eigenvalue: well above rounding in float32.
@@ -143,7 +137,7 @@ class SelfAttention(AbstractLayer):
         default="SOFTMAX", static=True
     )
     pos_emb_type: Literal["NONE", "SUM", "CONCAT"] = eqx.field(default="NONE", static=True)
-    pos_emb_p_norm: float = eqx.field(default=2, static=True)
+    pos_emb_p_norm: float | int = eqx.field(default=2, static=True)
     pos_emb_decay_fn: Callable[[Any], Any] | None = eqx.field(default=None, static=True)
     n_chan_pos_emb: int | None = eqx.field(default=None, static=True)
     W_pos_emb_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
@@ -179,7 +173,20 @@ class SelfAttention(AbstractLayer):
         return size, channels + size
 
     def _correlations(self, spatial: Sequence[int]) -> Float[np.ndarray, "n n"]:
-        return _correlations(spatial, self.pos_emb_p_norm, self.pos_emb_decay_fn)
+        """Correlations between the embeddings of all positions."""
+        if self.pos_emb_decay_fn is None:
+            return np.eye(math.prod(spatial))
+        distances = _distances(spatial, self.pos_emb_p_norm)
+        # Depends on shapes alone: a constant to whatever is compiled.
+        with jax.ensure_compile_time_eval():
+            out = np.asarray(self.pos_emb_decay_fn(distances), float)
+        if out.shape != distances.shape or not np.all(np.isfinite(out)):
+            raise LayerError(
+                self,
+                "`pos_emb_decay_fn` must turn an array of distances, zeros among them, into "
+                "an array of as many finite correlations, such as `jnp.exp(-distances)`.",
+            )
+        return out
 
     def check(self, signal):
         if not signal.spatial:
@@ -232,7 +239,8 @@ class SelfAttention(AbstractLayer):
         scale = (self.W_out_std * self.W_value_std).astype(x.dtype)
         v = jnp.einsum("bc,hcv->hbv", values, W.value)
         out = jnp.einsum("hab,hbv,hvw->aw", G, v, W.out)
-        out = scale / math.sqrt(values.shape[-1] * W.out[..., 0].size) * out
+        fan_ins = values.shape[-1] * self.n_heads * self.n_chan_val
+        out = scale / math.sqrt(fan_ins) * out
         if self.b_std is not None and W.b is not None:
             out = out + self.b_std.astype(x.dtype) * W.b[None]
         return out.reshape(*x.shape[:-1], self.width)
@@ -243,6 +251,12 @@ class SelfAttention(AbstractLayer):
         """Tokens with the embeddings of their positions."""
         if e is None:
             return x
+        if len(e) != len(x):
+            raise LayerError(
+                self,
+                f"has embeddings of {len(e)} positions, but its input has {len(x)}. Draw "
+                "others by `net.init` for inputs of this shape.",
+            )
         if self.pos_emb_decay_fn is not None:
             try:
                 root = _root(self._correlations(spatial))
@@ -305,9 +319,9 @@ class SelfAttention(AbstractLayer):
             if self.pos_emb_type == "CONCAT" and self.n_chan_pos_emb is not None:
                 raise LayerError(
                     self,
-                    "must know the number of its input channels, to which `n_chan_pos_emb` "
-                    "is compared. Leave `n_chan_pos_emb` out for as many, or put a layer of "
-                    "weights such as `Dense` before.",
+                    "must know the number of its input channels, to compare it to "
+                    "`n_chan_pos_emb`. Leave that out for as many of both, or put a layer "
+                    "of weights such as `Dense` before.",
                 )
             channels = 1  # Any number: embeddings have as many.
         size, total = self._sizes(channels)

@@ -17,9 +17,9 @@ from .._layer import (
     AbstractCombinator,
     AbstractLayer,
     check,
-    check_layers,
     infinite,
     split_key,
+    to_layer,
     to_layers,
 )
 from .._path import inside, LayerError
@@ -216,9 +216,6 @@ class Parallel(AbstractCombinator):
 
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
 
-    def __check_init__(self):
-        check_layers(self, "layers", self.layers)
-
     def _branches(self) -> Branches:
         return {f"layers[{i}]": layer for i, layer in enumerate(self.layers)}
 
@@ -297,7 +294,6 @@ class Sum(AbstractSum):
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
 
     def __check_init__(self):
-        check_layers(self, "layers", self.layers)
         if not self.layers:
             raise LayerError(self, "`layers` must not be empty.")
 
@@ -330,11 +326,8 @@ class Residual(AbstractSum):
         ICLR 2020: Listing 1.
     """
 
-    branch: AbstractLayer
-    shortcut: AbstractLayer = Identity()
-
-    def __check_init__(self):
-        check_layers(self, "branch, shortcut", (self.branch, self.shortcut))
+    branch: AbstractLayer = eqx.field(converter=to_layer)
+    shortcut: AbstractLayer = eqx.field(default=Identity(), converter=to_layer)
 
     def branches(self):
         return {"branch": self.branch, "shortcut": self.shortcut}

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._covariance import apply_matrix, Covariance, Pairs
-from .._custom_types import Padding
 from .._hyperparameters import check_window, to_optional_sizes, to_sizes
 from .._kernel import Demand
 from .._layer import AbstractLayer
@@ -42,7 +41,7 @@ class AvgPool(AbstractLayer):
     strides: tuple[int, ...] | None = eqx.field(
         default=None, static=True, converter=to_optional_sizes
     )
-    padding: Padding = eqx.field(default="VALID", static=True)
+    padding: str = eqx.field(default="VALID", static=True)
     normalize_edges: bool = eqx.field(default=False, static=True)
 
     def __check_init__(self):

@@ -6,7 +6,7 @@ import jax.lax as lax
 import jax.random as jr
 
 from .._hyperparameters import check_width
-from .._layer import AbstractLayer, check, check_layers
+from .._layer import AbstractLayer, check, to_layer
 from .._path import inside, LayerError
 from .._weights import trainable
 
@@ -25,11 +25,10 @@ class Repeat(AbstractLayer):
         ```
     """
 
-    layer: AbstractLayer
+    layer: AbstractLayer = eqx.field(converter=to_layer)
     times: int = eqx.field(static=True)
 
     def __check_init__(self):
-        check_layers(self, "layer", (self.layer,))
         check_width(self, "times", self.times)
 
     def check(self, signal):

@@ -6,7 +6,6 @@ from .._layer import (
     AbstractCombinator,
     AbstractLayer,
     check,
-    check_layers,
     infinite,
     split_key,
     to_layers,
@@ -25,9 +24,6 @@ class Sequential(AbstractCombinator):
     """
 
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
-
-    def __check_init__(self):
-        check_layers(self, "layers", self.layers)
 
     def __call__(self, x, *, key=None):
         keys = split_key(key, len(self.layers))

@@ -1,0 +1,195 @@
+"""Comparison of finite ensembles with the infinite one."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ._checks import check_finite, check_floating, check_shape
+from ._solution import dot, Prediction
+from ._tracing import is_traced
+
+
+def expected_loss(prediction: Prediction, y: ArrayLike) -> Float[Array, "*times"]:
+    r"""The expectation of half the mean squared error: $(\text{bias}^2 + \text{variance})
+    / 2$, averaged over examples and outputs.
+
+    That is the mean loss of an ensemble of many wide networks, not the loss of their mean.
+
+    **Arguments:**
+
+    - `prediction`: of [`infinitenet.InfiniteEnsemble`][], with covariance.
+    - `y`: the targets, of shape `(n, *outputs)`.
+
+    **Returns:** shape `(*times,)`.
+
+    **Raises:** `ValueError` if `y` has a wrong shape or dtype, or if the prediction has no
+        covariance.
+    """
+    variance, bias = _variance(prediction), _bias(prediction, y)
+    return jnp.mean(jnp.square(bias) + variance[..., None], axis=(-2, -1)) / 2
+
+
+def _loss_std(prediction: Prediction, y: ArrayLike) -> Float[Array, "*times"]:
+    r"""The standard deviation of the loss between networks.
+
+    Outputs $f = y + b + e$ of Gaussian $e$ have
+    $\operatorname{Var}(|b + e|^2) = 4 b^T \Sigma b + 2 \operatorname{tr} \Sigma^2$.
+    """
+    covariance, _ = prediction._covariance()
+    bias = _bias(prediction, y)
+    n_outputs, size = bias.shape[-1], bias.shape[-2] * bias.shape[-1]
+    linear = 4 * jnp.sum(bias * dot(covariance, bias), axis=(-2, -1))
+    square = 2 * n_outputs * jnp.sum(jnp.square(covariance), axis=(-2, -1))
+    return jnp.sqrt(jnp.maximum(linear, 0) + square) / (2 * size)
+
+
+def _bias(prediction: Prediction, y: ArrayLike) -> Float[Array, "*times n outputs"]:
+    """Of the predicted mean, with all axes of outputs as one."""
+    y = _check_targets(prediction, y)
+    shape = prediction.std.shape
+    bias = prediction.mean - y.reshape((1,) * (len(shape) - 1) + y.shape)
+    return bias.reshape(*shape, -1)
+
+
+def _variance(prediction: Prediction) -> Float[Array, "*times n"]:
+    """Never below what it is known up to, so that it can be divided by."""
+    _, tolerance = prediction._covariance()
+    return jnp.maximum(jnp.square(prediction.std), tolerance[..., None])
+
+
+def _check_targets(prediction: Prediction, y: ArrayLike) -> Float[Array, "n *outputs"]:
+    y = check_floating("y", y, "Use the targets that the networks were trained on.")
+    times = prediction.std.ndim - 1
+    shape = prediction.mean.shape[times:]
+    return check_shape("y", y, shape, "that of the predicted mean at one time")
+
+
+class Comparison(eqx.Module):
+    """A finite ensemble against the infinite one. Made by [`infinitenet.compare`][].
+
+    If the networks are wide enough, each z-score is standard normal, so that their root
+    mean square is about 1. Neighbouring inputs and times have similar ones, as the outputs
+    are correlated: what varies is then less averaged out than their number suggests.
+
+    - `n_members`: the number of finite networks.
+    - `ensemble_mean`, `ensemble_std`: of the finite networks, shape
+        `(*times, n, *outputs)`.
+    - `mean`, `std`: of the infinite ensemble, likewise.
+    - `ensemble_loss`: the mean loss of the finite networks, shape `(*times,)`, or `None`
+        without targets.
+    - `loss`, `loss_std`: of the infinite ensemble, likewise.
+    """
+
+    n_members: int = eqx.field(static=True)
+    ensemble_mean: Float[Array, " *times_n_outputs"]
+    ensemble_std: Float[Array, " *times_n_outputs"]
+    mean: Float[Array, " *times_n_outputs"]
+    std: Float[Array, " *times_n_outputs"]
+    ensemble_loss: Float[Array, "*times"] | None
+    loss: Float[Array, "*times"] | None
+    loss_std: Float[Array, "*times"] | None
+
+    @property
+    def z_mean(self) -> Float[Array, " *times_n_outputs"]:
+        r"""z-scores of the means, $(\bar f - \mu) / (\sigma / \sqrt{m})$.
+
+        Here $\mu$ and $\sigma$ are analytic and $m$ is the number of networks. The mean of
+        finite networks differs from $\mu$ by $O(1 / \text{width})$, however many there are.
+        That is not taken off: it counts as error, and shows up as soon as it exceeds
+        $\sigma / \sqrt{m}$.
+        """
+        return (self.ensemble_mean - self.mean) * self.n_members**0.5 / self.std
+
+    @property
+    def z_variance(self) -> Float[Array, " *times_n_outputs"]:
+        r"""z-scores of the variances, $(s^2 / \sigma^2 - 1) \sqrt{(m - 1) / 2}$.
+
+        Sample variances of Gaussians are distributed as $\chi^2$ of $m - 1$ degrees of
+        freedom; this is its normal approximation, of which the right tail is too light
+        below some tens of networks. Finite width also adds $O(1 / \text{width})$ here.
+        """
+        ratio = jnp.square(self.ensemble_std / self.std)
+        return (ratio - 1) * ((self.n_members - 1) / 2) ** 0.5
+
+    @property
+    def z_loss(self) -> Float[Array, "*times"]:
+        """z-scores of the mean losses, as those of the mean outputs.
+
+        Losses are less Gaussian than outputs: the right tail is heavier.
+
+        **Raises:** `ValueError` if there were no targets.
+        """
+        measured, loss, spread = self.ensemble_loss, self.loss, self.loss_std
+        if measured is None or spread is None or loss is None:
+            raise ValueError("There are no losses: give `y` to `compare`.")
+        return (measured - loss) * self.n_members**0.5 / spread
+
+    def __repr__(self) -> str:
+        if is_traced(self.mean):
+            return eqx.tree_pformat(self)
+        mean, variance = self.z_mean, self.z_variance
+        rms = lambda z: float(jnp.sqrt(jnp.mean(jnp.square(z))))
+        out = (
+            f"{self.n_members} networks: z-scores have root mean squares of "
+            f"{rms(mean):.2f} (means) and {rms(variance):.2f} (variances), and are up to "
+            f"{jnp.max(jnp.abs(mean)):.1f} and {jnp.max(jnp.abs(variance)):.1f}"
+        )
+        if self.loss is not None:
+            out += f"; those of losses {rms(self.z_loss):.2f}"
+            out += f", up to {jnp.max(jnp.abs(self.z_loss)):.1f}"
+        return f"<Comparison of {out}>"
+
+
+def compare(
+    outputs: Float[Array, "..."], prediction: Prediction, y: ArrayLike | None = None
+) -> Comparison:
+    """Compares a finite ensemble with the infinite one, on the same inputs and times.
+
+    !!! example
+
+        ```python
+        trained = inn.train_ensemble(
+            ensemble, x_train, y_train, optax.sgd(0.1), 1000, x_test=x_test
+        )
+        prediction = infinite.predict(trained.times(0.1), k_test_train, k_test_test)
+        inn.compare(trained.test_outputs, prediction)
+        ```
+
+    **Arguments:**
+
+    - `outputs`: of the finite networks, shape `(*times, members, n, *outputs)`.
+    - `prediction`: of [`infinitenet.InfiniteEnsemble`][], with covariance. Variances below
+        `prediction.tolerance` are taken to be that.
+    - `y`: targets, of shape `(n, *outputs)`, to compare losses by.
+
+    **Returns:** A [`infinitenet.Comparison`][].
+
+    **Raises:** `ValueError` if shapes do not match or if there are less than 2 networks.
+    """
+    variance = _variance(prediction)
+    axis = variance.ndim - 1
+    shape = prediction.mean.shape
+    n_members = outputs.shape[axis] if outputs.ndim > axis else 0
+    expected = (*shape[:axis], n_members, *shape[axis:])
+    reason = "that of the predicted mean, with the members after the times"
+    outputs = check_shape("outputs", jnp.asarray(outputs), expected, reason)
+    if n_members < 2:
+        raise ValueError(f"`outputs` must be of at least 2 networks, not of {n_members}.")
+    outputs = check_finite("outputs", outputs, "Train at a smaller learning rate.")
+    std = jnp.sqrt(variance).reshape(*variance.shape, *(1,) * (len(shape) - axis - 1))
+    losses = (None, None, None)
+    if y is not None:
+        target = _check_targets(prediction, y).reshape((1,) * (axis + 1) + shape[axis:])
+        measured = jnp.mean(
+            jnp.square(outputs - target), axis=tuple(range(axis, outputs.ndim))
+        )
+        losses = (measured / 2, expected_loss(prediction, y), _loss_std(prediction, y))
+    return Comparison(
+        n_members,
+        jnp.mean(outputs, axis=axis),
+        jnp.std(outputs, axis=axis, ddof=1),
+        prediction.mean,
+        jnp.broadcast_to(std, shape),
+        *losses,
+    )

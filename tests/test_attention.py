@@ -1,0 +1,530 @@
+"""Attention: stored values, loops in NumPy, and averages over finite networks."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jaxtyping
+import numpy as np
+import pytest
+from helpers import load
+
+import infinitenet as inn
+from infinitenet._layers.attention import SelfAttention
+
+
+_everything = inn.Demand(inn.Pairs.ALL, inn.Pairs.ALL)
+_all_pairs = inn.Demand(inn.Pairs.ALL)
+_stds = ("W_key_std", "W_value_std", "W_query_std", "W_out_std", "b_std", "W_pos_emb_std")
+
+
+def _exponential(d):
+    return jnp.exp(-0.3 * d)
+
+
+# Every mechanism, embedding and scaling, and hyperparameters that are all different.
+_numbers = {
+    "W_key_std": 1.2,
+    "W_value_std": 0.9,
+    "W_query_std": 0.8,
+    "W_out_std": 1.1,
+    "b_std": 0.3,
+    "W_pos_emb_std": 0.7,
+}
+_identity = {"linear_scaling": False, "attention_mechanism": "IDENTITY"}
+_concat = {"pos_emb_type": "CONCAT", "pos_emb_decay_fn": _exponential}
+_options = {
+    "softmax": {},
+    "identity": {"attention_mechanism": "IDENTITY"},
+    "abs": {"attention_mechanism": "ABS", "pos_emb_type": "SUM"},
+    "relu": {"attention_mechanism": "RELU", **_concat, "pos_emb_p_norm": 1},
+    "sum": {"pos_emb_type": "SUM", "pos_emb_decay_fn": _exponential, "val_pos_emb": True},
+    "concat": {**_concat, "n_chan_pos_emb": 9},
+    "concat_values": {**_concat, "n_chan_pos_emb": 2, "val_pos_emb": True},
+    "root": _identity,
+    "root_sum": {**_identity, "pos_emb_type": "SUM"},
+    "root_values": {**_identity, **_concat, "n_chan_pos_emb": 3, "val_pos_emb": True},
+}
+_each = pytest.mark.parametrize("name", _options)
+
+
+def _layer(name, width=5, sizes=(4, 3, 2), **options):
+    return SelfAttention(width, *sizes, **{**_numbers, **_options[name], **options})
+
+
+def _inputs(getkey, *shape):
+    return jr.normal(getkey(), shape), jr.normal(getkey(), shape)
+
+
+def _difference(got, want):
+    return np.max(np.abs(got - want)) / np.sqrt(np.mean(np.square(want)))
+
+
+#
+# Stored values
+#
+
+_cases, _arrays = load("kernels")
+_cases = {c["name"]: c for c in _cases if c["name"].startswith("attention_")}
+
+
+def _attention(spec):
+    spec = {k: v for k, v in spec.items() if k != "layer"}
+    decay = spec.pop("pos_emb_decay")
+    if decay is not None:
+        rate = decay["rate"]
+        functions = {
+            "exp": lambda d: jnp.exp(-rate * d),
+            "power": lambda d: 1 / (1 + rate * d),
+        }
+        spec["pos_emb_decay_fn"] = functions[decay["kind"]]
+    return SelfAttention(**spec)
+
+
+_builders = {
+    "Conv": lambda s: inn.Conv(
+        s["width"], s["filter"], s["strides"], s["padding"], s["W_std"], s["b_std"]
+    ),
+    "Dense": lambda s: inn.Dense(s["width"], s["W_std"], s["b_std"]),
+    "Erf": lambda s: inn.Erf(s["a"], s["b"], s["c"]),
+    "Flatten": lambda s: inn.Flatten(),
+    "GlobalAvgPool": lambda s: inn.GlobalAvgPool(),
+    "GlobalSelfAttention": _attention,
+    "Relu": lambda s: inn.Relu(),
+}
+
+
+@pytest.mark.parametrize("name", _cases)
+def test_stored_values(name):
+    case = _cases[name]
+    if any(spec["layer"] not in _builders for spec in case["layers"]):
+        pytest.fail("No builder for this case.")
+    net = inn.Sequential([_builders[spec["layer"]](spec) for spec in case["layers"]])
+    x1, x2 = (_arrays[case["inputs"][x]] for x in ("x1", "x2"))
+    demand = _all_pairs if len(case["output_axes"]) > 2 else inn.Demand()
+    # `x1.copy()` is another input, the angle of which to `x1` is known to half the digits.
+    coincident = case["tolerance"]
+    pairs = [
+        ((x1, x2), "12", 1e-10),
+        ((x1,), "11", 1e-10),
+        ((x1, x1.copy()), "11", coincident),
+    ]
+    for inputs, pair, tolerance in pairs:
+        got = inn.gram(net, *inputs, demand=demand)
+        for matrix in ("nngp", "ntk"):
+            want = _arrays[case["outputs"][f"{matrix}_{pair}"]]
+            assert getattr(got, matrix).shape == want.shape
+            assert _difference(getattr(got, matrix), want) < tolerance
+
+
+def test_all_stored_values():
+    assert len(_cases) == 10
+
+
+#
+# Loops
+#
+
+
+def _embedded(net, k, tangent):
+    """Covariances between tokens with embeddings, or derivatives of it.
+
+    The embeddings' own NTK is their covariance.
+    """
+    out = np.zeros_like(k)
+    channels, spatial = 5, k.shape[: k.ndim // 2]
+    embedding = net.n_chan_pos_emb or channels
+    source = tangent if tangent is not None else k
+    for p in np.ndindex(spatial):
+        for q in np.ndindex(spatial):
+            d = sum(abs(a - b) ** net.pos_emb_p_norm for a, b in zip(p, q, strict=True))
+            r = math.exp(-0.3 * d) if net.pos_emb_decay_fn else float(p == q)
+            r *= float(net.W_pos_emb_std) ** 2
+            mean = (channels * source[p + q] + embedding * r) / (channels + embedding)
+            kinds = {"NONE": source[p + q], "SUM": source[p + q] + r, "CONCAT": mean}
+            out[p + q] = kinds[net.pos_emb_type]
+    return out
+
+
+def _mechanism(net, scores):
+    if net.attention_mechanism == "SOFTMAX":
+        return np.exp(scores) / np.sum(np.exp(scores))
+    functions = {"IDENTITY": lambda s: s, "ABS": abs, "RELU": lambda s: np.maximum(s, 0)}
+    return functions[net.attention_mechanism](scores)
+
+
+def _attended(net, k):
+    """For each position, weights of all others."""
+    scores = _embedded(net, k, None) * float(net.W_query_std * net.W_key_std)
+    spatial = k.shape[: k.ndim // 2]
+    return {p: _mechanism(net, scores[p]) for p in np.ndindex(spatial)}
+
+
+def _loops_linear(net, k11, k12, k22, t12):
+    G1, G2 = _attended(net, k11), _attended(net, k22)
+    kv = _embedded(net, k12, None) if net.val_pos_emb else k12
+    tv = _embedded(net, k12, t12) if net.val_pos_emb else t12
+    v, b = float(net.W_out_std * net.W_value_std) ** 2, float(net.b_std) ** 2
+    nngp, ntk = np.zeros_like(k12), np.zeros_like(k12)
+    for p in G1:
+        for q in G2:
+            sums = [0.0, 0.0]
+            for i in np.ndindex(k12.shape):
+                weight = G1[p][i[: len(p)]] * G2[q][i[len(p) :]]
+                sums[0] += v * weight * kv[i]
+                sums[1] += v * weight * tv[i]
+            nngp[p + q] = sums[0] + b
+            ntk[p + q] = 2 * sums[0] + sums[1] + b
+    return nngp, ntk
+
+
+def _loops_root(net, k11, k12, k22, t12):
+    del k11, k22
+    k, t = _embedded(net, k12, None), _embedded(net, k12, t12)
+    kv, tv = (k, t) if net.val_pos_emb else (k12, t12)
+    c = float(net.W_query_std * net.W_key_std * net.W_out_std * net.W_value_std) ** 2
+    b = float(net.b_std) ** 2
+    nngp = c * np.sum(k * kv) * k + b
+    ntk = 4 * (nngp - b) + c * np.sum(k * kv) * t + b
+    ntk += c * (np.sum(t * kv) + np.sum(k * tv)) * k
+    return nngp, ntk
+
+
+@_each
+def test_loops(name, getkey):
+    x1, x2 = _inputs(getkey, 3, 2, 5)
+    net = _layer(name)
+    products = lambda a, b: np.einsum("ijc,klc->ijkl", a, b) / 5
+    # Of `Dense`, the covariance and the NTK of which are equal.
+    k11, k12, k22 = (1.44 * products(*pair) for pair in ((x1, x1), (x1, x2), (x2, x2)))
+    loops = _loops_linear if net.linear_scaling else _loops_root
+    nngp, ntk = loops(net, k11, k12, k22, k12)
+    whole = inn.Sequential([inn.Dense(5, W_std=1.2), net])
+    kernel = whole.kernel(x1, x2, demand=_everything)
+    assert _difference(kernel.nngp.array, nngp) < 1e-13
+    assert _difference(kernel.ntk.array, ntk) < 1e-13
+    assert kernel.channels == 5
+    for cov, x in ((kernel.cov1, x1), (kernel.cov2, x2)):
+        alone = whole.kernel(x, demand=_everything)
+        assert alone.cov1 is alone.cov2 is None
+        assert _difference(cov.array, alone.nngp.array) < 1e-13
+        copies = whole.kernel(x, x, demand=_everything)
+        assert _difference(copies.ntk.array, alone.ntk.array) < 1e-13
+
+
+#
+# Finite networks
+#
+
+
+# Scores have variances of order 1 / n_key, and covariances of embeddings ones of order
+# 1 / channels: to first order in these, means differ from the limit.
+_size = 128
+_finite = pytest.mark.parametrize(
+    "name", ("softmax", "abs", "sum", "concat_values", "root_sum", "root_values")
+)
+
+
+def _wide(name, width):
+    share = None if _layer(name).n_chan_pos_emb is None else _size // 2
+    return _layer(name, width, (_size, 16, 16), n_chan_pos_emb=share)
+
+
+def _check_average(net, x, matrix, statistic, n, key):
+    values = eqx.filter_jit(
+        lambda keys: jax.lax.map(lambda key: statistic(net.init(key, x[0])), keys)
+    )(jr.split(key, n))
+    mean, error = np.mean(values, 0), np.std(values, 0) / math.sqrt(n)
+    want = np.asarray(getattr(inn.gram(net, x, demand=_all_pairs), matrix))
+    scale = np.sqrt(np.mean(want**2))
+    print(matrix, np.max(error)/scale, np.max(abs(mean-want))/scale, np.max(abs(mean-want)/error))
+    assert np.max(error) < 0.05 * scale
+    assert np.all(np.abs(mean - want) < 5 * error + 2 / _size * scale)
+
+
+@_finite
+def test_finite_nngp(name, getkey):
+    net = _wide(name, 256)
+    x = jr.normal(getkey(), (2, 3, _size), jnp.float32)
+
+    def outer(net):
+        y = jax.vmap(net)(x)
+        return jnp.einsum("iac,jbc->ijab", y, y) / net.width
+
+    _check_average(net, x, "nngp", outer, 200, getkey())
+
+
+@_finite
+def test_finite_ntk(name, getkey):
+    net = _wide(name, 1)
+    x = jr.normal(getkey(), (2, 3, _size), jnp.float32)
+
+    def empirical(net):
+        weights, rest = eqx.partition(net, inn.trainable(net))
+        output = lambda weights: jax.vmap(eqx.combine(weights, rest))(x)[..., 0]
+        jacobians = jax.tree.leaves(jax.jacrev(output)(weights))
+        rows = [j.reshape(2, 3, -1) for j in jacobians]
+        return sum(jnp.einsum("iaw,jbw->ijab", j, j) for j in rows)
+
+    _check_average(net, x, "ntk", empirical, 40, getkey())
+
+
+@_each
+def test_weights(name, getkey):
+    x = jr.normal(getkey(), (3, 2, 5), jnp.float32)
+    net = _layer(name).init(getkey(), x)
+    weights = net.weights
+    assert (weights.query is None) == net.linear_scaling
+    assert (weights.embedding is None) == (net.pos_emb_type == "NONE")
+    assert weights.out.shape == (2, 3, 5) and weights.b.shape == (5,)
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {x.dtype}
+    marked = eqx.filter(net, inn.trainable(net))
+    assert len(jax.tree.leaves(marked)) == len(jax.tree.leaves(weights))
+    y = net(x)
+    assert y.shape == (3, 2, 5) and y.dtype == x.dtype
+    assert np.allclose(eqx.filter_jit(net)(x), y, atol=1e-5)
+    assert net.check(inn.Signal((3, 2, 5), x.dtype)).shape == y.shape
+    nets = eqx.filter_vmap(lambda key: _layer(name).init(key, x))(jr.split(getkey(), 3))
+    assert eqx.filter_vmap(lambda net: net(x))(nets).shape == (3, *y.shape)
+    assert eqx.tree_equal(net.kernel(x, x), _layer(name).kernel(x, x))
+
+
+def test_finite_by_hand(getkey):
+    """One head of one position's view, written out."""
+    x = jr.normal(getkey(), (3, 5))
+    net = _layer("root_values", 2, (4, 3, 1)).init(getkey(), x)
+    W = jax.tree.map(np.asarray, net.weights)
+    decay = np.exp(-0.3 * np.square(np.subtract.outer(np.arange(3), np.arange(3))))
+    values, vectors = np.linalg.eigh(decay)
+    e = 0.7 * (vectors @ np.diag(np.sqrt(values)) @ vectors.T) @ W.embedding
+    tokens = np.concatenate([x, e], axis=1) / math.sqrt(8)
+    scores = 0.8 * 1.2 * (tokens @ W.query[0]) @ (tokens @ W.key[0]).T / math.sqrt(4)
+    y = (
+        1.1 * scores @ (0.9 * tokens @ W.value[0]) @ W.out[0] / math.sqrt(3)
+        + 0.3 * W.b[None]
+    )
+    assert np.allclose(net(x), y, rtol=1e-12, atol=1e-12)
+
+
+def test_correlated_embeddings(getkey):
+    """Also where correlations are singular, as of a decay that is too slow to be seen."""
+    x = jnp.zeros((4, 4, 500))
+    for rate in (0.5, 1e-9, 0.0):
+        decay = lambda d, rate=rate: np.exp(-rate * d)
+        net = SelfAttention(1, 1, 1, 1, pos_emb_type="SUM", pos_emb_decay_fn=decay)
+        net = net.init(getkey(), x)
+        e = net._embed(x.reshape(16, -1), net.weights.embedding, (4, 4))
+        i = np.indices((4, 4)).reshape(2, 16)
+        want = np.exp(-rate * np.sum(np.square(i[:, :, None] - i[:, None, :]), 0))
+        assert np.max(np.abs(np.asarray(e @ e.T) / 500 - want)) < 5 * math.sqrt(2 / 500)
+
+
+#
+# Derivatives and transformations
+#
+
+
+@pytest.mark.parametrize("zero", ("nothing", *_stds))
+@pytest.mark.parametrize("name", ("sum", "concat", "root_values"))
+def test_gradients(name, zero, getkey):
+    x1, x2 = _inputs(getkey, 3, 5)
+    w1, w2 = _inputs(getkey, 3, 3)
+    net = _layer(name, **({} if zero == "nothing" else {zero: 0.0}))
+    stds = lambda net: [getattr(net, std) for std in _stds]
+
+    @jax.jit
+    def loss(values):
+        whole = inn.Sequential([inn.Dense(5), eqx.tree_at(stds, net, values)])
+        kernel = whole.kernel(x1, x2, demand=_everything)
+        return jnp.vdot(w1, kernel.nngp.array) + jnp.vdot(w2, kernel.ntk.array)
+
+    values = jnp.stack(stds(net))
+    loss_of_array = lambda values: loss(list(values))
+    grad = jax.grad(loss_of_array)(values)
+    forward = jax.jacfwd(loss_of_array)(values)
+    steps = 1e-4 * jnp.eye(len(_stds))
+    slopes = [(loss_of_array(values + h) - loss_of_array(values - h)) / 2e-4 for h in steps]
+    # The error of differences is of the order of the step's square.
+    assert np.allclose(grad, np.stack(slopes), rtol=1e-6, atol=1e-6)
+    assert np.allclose(grad, forward, rtol=1e-12, atol=1e-12)
+
+
+@_each
+def test_degenerate_inputs(name, getkey):
+    """Equal inputs, equal tokens, and zeros: finite in value and derivatives."""
+    x = jr.normal(getkey(), (3, 5))
+    same = jnp.tile(x[:1], (3, 1))
+
+    def total(net, x1, x2):
+        kernel = net.kernel(x1, x2, demand=_everything)
+        return jnp.sum(kernel.nngp.array) + jnp.sum(kernel.ntk.array)
+
+    for b_std in (0.3, 0.0, None):
+        net = inn.Sequential([inn.Dense(5), _layer(name, b_std=b_std)])
+        for x1, x2 in ((x, x), (x, 0 * x), (0 * x, 0 * x), (same, same), (x, None)):
+            grads = [
+                eqx.filter_jit(eqx.filter_grad(total))(net, x1, x2),
+                jax.grad(lambda x1, x2=x2, net=net: total(net, x1, x2))(x1),
+            ]
+            value = total(net, x1, x2)
+            leaves = jax.tree.leaves((value, eqx.filter(grads, eqx.is_array)))
+            assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+
+
+def test_large_scores():
+    """Softmax of scores whose exponential overflows."""
+    x = 1e4 * jnp.eye(3, dtype=jnp.float32)
+    net = SelfAttention(1, 1, 1, 1)
+    kernel = net.kernel(x, demand=_everything)
+    assert np.allclose(kernel.nngp.array, 1e8 / 3 * np.eye(3), rtol=1e-6)
+    assert np.all(np.isfinite(net.init(jr.key(0), x)(x)))
+
+
+@_each
+def test_repeat(name, getkey):
+    x1, x2 = _inputs(getkey, 3, 5)
+    net = _layer(name, W_value_std=0.7)
+    block = inn.Sequential([inn.Relu(), net])
+    looped = inn.Sequential([inn.Dense(5), inn.Repeat(block, 3), inn.Flatten()])
+    unrolled = inn.Sequential([inn.Dense(5), *[inn.Relu(), net] * 3, inn.Flatten()])
+    for pair in ((x1, x2), (x1, None)):
+        got, want = looped.kernel(*pair), unrolled.kernel(*pair)
+        assert _difference(got.nngp.array, want.nngp.array) < 1e-12
+        assert _difference(got.ntk.array, want.ntk.array) < 1e-12
+    assert looped.init(getkey(), x1)(x1).shape == (15,)
+
+
+@_each
+def test_jit_and_vmap(name, getkey):
+    x1, x2 = (jnp.stack(_inputs(getkey, 3, 5)) for _ in range(2))
+    net = inn.Sequential([inn.Dense(5), _layer(name), inn.GlobalAvgPool()])
+    want = inn.gram(net, x1, x2)
+    got = eqx.filter_jit(inn.gram)(net, x1, x2)
+    for i in range(2):
+        for j in range(2):
+            entry = net.kernel(x1[i], x2[j])
+            assert np.allclose(entry.ntk.array, want.ntk[i, j], rtol=1e-12)
+    assert np.allclose(got.nngp, want.nngp, rtol=1e-12)
+    assert np.allclose(got.ntk, want.ntk, rtol=1e-12)
+
+
+@_each
+def test_float32(name, getkey):
+    x1, x2 = (x.astype(jnp.float32) for x in _inputs(getkey, 2, 4, 3, 5))
+    net = inn.Sequential([inn.Dense(5), _layer(name)])
+    for pair in ((x1, x2), (x1,)):
+        single = inn.gram(net, *pair, demand=_all_pairs)
+        double = inn.gram(net, *(x.astype(float) for x in pair), demand=_all_pairs)
+        assert single.nngp.dtype == single.ntk.dtype == jnp.float32
+        assert _difference(single.nngp, double.nngp) < 1e-5
+        assert _difference(single.ntk, double.ntk) < 1e-5
+
+
+@pytest.mark.parametrize("name", ("softmax", "relu", "root"))
+def test_permutations(name, getkey):
+    """Without embeddings, positions are told apart by nothing."""
+    x1, x2 = _inputs(getkey, 4, 5)
+    p, q = np.array([2, 0, 3, 1]), np.array([1, 2, 0, 3])
+    net = _layer(name, pos_emb_type="NONE")
+    whole = inn.Sequential([inn.Dense(5), net])
+    kernel = whole.kernel(x1, x2, demand=_all_pairs)
+    permuted = whole.kernel(x1[p], x2[q], demand=_all_pairs)
+    assert np.allclose(permuted.nngp.array, kernel.nngp.array[p][:, q], rtol=1e-12)
+    assert np.allclose(permuted.ntk.array, kernel.ntk.array[p][:, q], rtol=1e-12)
+    net = net.init(getkey(), x1)
+    assert np.allclose(net(x1[p]), net(x1)[p], rtol=1e-12)
+    # Nor is their number fixed.
+    assert net(x1[:2]).shape == (2, 5)
+
+
+def test_demand():
+    same = inn.Demand()
+    linear, root = _layer("softmax"), _layer("root")
+    assert linear.requires(same) == _everything
+    assert root.requires(same) == _all_pairs
+    assert root.requires(inn.Demand(inn.Pairs.SAME, inn.Pairs.SAME)) == _everything
+
+
+def test_channels(getkey):
+    """Only the proportion of embeddings depends on the number of channels."""
+    kernel = inn.Kernel.of_inputs(*_inputs(getkey, 3, 5), _everything)
+    unknown = eqx.tree_at(
+        lambda k: k.channels,
+        kernel,
+        None,
+        is_leaf=lambda x: x is None or isinstance(x, int),
+    )
+    for name in ("softmax", "sum", "relu"):
+        net = _layer(name)
+        assert eqx.tree_equal(net.infinite(kernel), net.infinite(unknown))
+    with pytest.raises(inn.LayerError, match="Leave that out"):
+        _layer("concat").infinite(unknown)
+
+
+#
+# Messages
+#
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        ({"width": 0}, "`width` must be a positive integer"),
+        ({"n_chan_key": -1}, "`n_chan_key` must be a positive integer"),
+        ({"n_heads": 0}, "`n_heads` must be a positive integer"),
+        ({"n_chan_pos_emb": 0}, "`n_chan_pos_emb` must be a positive integer"),
+        ({"W_query_std": -1.0}, "`W_query_std` must be finite and not negative"),
+        ({"W_pos_emb_std": math.inf}, "`W_pos_emb_std` must be finite and not negative"),
+        ({"b_std": -0.1}, "`b_std` must be finite and not negative"),
+        ({"pos_emb_p_norm": 0}, "`pos_emb_p_norm` must be positive"),
+        ({"attention_mechanism": "softmax"}, "`attention_mechanism` must be one of"),
+        ({"pos_emb_type": "ADD"}, "`pos_emb_type` must be one of"),
+    ),
+)
+def test_bad_arguments(options, message):
+    arguments = {"width": 4, "n_chan_key": 4, "n_chan_val": 4, "n_heads": 4, **options}
+    # The type checker of these tests would be the first to refuse unknown strings.
+    disabled = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(inn.LayerError, match=message):
+            SelfAttention(**arguments)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", disabled)
+
+
+def test_bad_inputs(getkey):
+    x = jr.normal(getkey(), (3, 5))
+    net = inn.Sequential([inn.Dense(5), _layer("softmax")])
+    with pytest.raises(
+        ValueError, match=r"layers\[1\] \(SelfAttention\): must be given pos"
+    ):
+        net.kernel(x[0], x[1])
+    with pytest.raises(ValueError, match="`linear_scaling=True`"):
+        _layer("root", attention_mechanism="SOFTMAX").kernel(x)
+    with pytest.raises(ValueError, match="`n_chan_pos_emb` must not be 4"):
+        _layer("sum", n_chan_pos_emb=4).init(getkey(), x)
+    with pytest.raises(ValueError, match="has no weights yet"):
+        _layer("softmax")(x)
+    with pytest.raises(ValueError, match="embeddings of 3 positions, but its input has 2"):
+        _layer("sum").init(getkey(), x)(x[:2])
+    for decay in (lambda d: 1.0, lambda d: np.where(d > 0, 1.0, np.nan)):
+        with pytest.raises(ValueError, match="as many finite correlations"):
+            _layer("sum", pos_emb_decay_fn=decay).kernel(x)
+    indefinite = _layer("sum", pos_emb_decay_fn=lambda d: 1.0 * (d < 2)).init(getkey(), x)
+    with pytest.raises(ValueError, match="positive semi-definite"):
+        indefinite(x)
+
+
+def test_only_infinite_needs_closed_form(getkey):
+    """Finite networks with the square root take any mechanism."""
+    x = jr.normal(getkey(), (3, 5))
+    net = _layer("root", attention_mechanism="SOFTMAX").init(getkey(), x)
+    assert np.all(np.isfinite(net(x)))
+
+
+def test_repr():
+    net = SelfAttention(8, 4, 3, 2, W_key_std=1.5, pos_emb_type="SUM")
+    assert repr(net) == "SelfAttention(8, 4, 3, 2, W_key_std=1.5, pos_emb_type='SUM')"

@@ -1,0 +1,346 @@
+"""Finite ensembles, against plain loops over single networks and analytic solutions."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+import infinitenet as inn
+
+
+def _net(width=8):
+    return inn.Sequential([inn.Dense(width, 1.5, 0.05), inn.Erf(), inn.Dense(1, 1.5, 0.05)])
+
+
+@pytest.fixture
+def data():
+    x = jnp.asarray([[-2.0], [-0.4], [0.7], [2.2]])
+    return x, jnp.sin(x)
+
+
+@pytest.fixture
+def ensemble(getkey, data):
+    return inn.draw_ensemble(_net(), getkey(), data[0][0], 3)
+
+
+def _member(ensemble, i):
+    return jax.tree.map(lambda a: a[i] if eqx.is_array(a) else a, ensemble)
+
+
+def _plain(net, x, y, optimiser, steps):
+    """One network, by a loop of separate steps; all its losses and all its outputs."""
+    weights, rest = eqx.partition(net, inn.trainable(net))
+    state = optimiser.init(weights)
+    losses, outputs = [], []
+    for i in range(steps + 1):
+        net = eqx.combine(weights, rest)
+        outputs.append(jnp.stack([net(each) for each in x]))
+        losses.append(jnp.sum((outputs[-1] - y) ** 2) / (2 * y.size))
+        if i < steps:
+            loss = lambda weights: (
+                jnp.sum((jax.vmap(eqx.combine(weights, rest))(x) - y) ** 2) / (2 * y.size)
+            )
+            change, state = optimiser.update(jax.grad(loss)(weights), state, weights)
+            weights = optax.apply_updates(weights, change)
+    return net, jnp.stack(losses), jnp.stack(outputs)
+
+
+def _allclose(a, b):
+    # The same numerics, up to the order of sums in batched products.
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+_optimisers = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.02, momentum=0.9),
+    "schedule": optax.sgd(optax.linear_schedule(0.1, 0.0, 7)),
+    "adam": optax.adam(1e-2),
+    "decay": optax.adamw(1e-2, weight_decay=0.1),
+}
+
+
+def test_draw(getkey, data):
+    key = getkey()
+    ensemble = inn.draw_ensemble(_net(), key, data[0][0], 3)
+    f = inn.evaluate_ensemble(ensemble, data[0])
+    assert f.shape == (3, 4, 1)
+    for i, each in enumerate(jr.split(key, 3)):
+        _allclose(f[i], jax.vmap(_net().init(each, data[0][0]))(data[0]))
+    with pytest.raises(ValueError, match="`n` must be at least 1"):
+        inn.draw_ensemble(_net(), key, data[0][0], 0)
+
+
+@pytest.mark.parametrize("name", _optimisers)
+@pytest.mark.parametrize("members_at_once", (None, 2))
+def test_members_are_single_networks(name, members_at_once, ensemble, data):
+    x, y = data
+    trained = inn.train_ensemble(
+        ensemble,
+        x,
+        y,
+        _optimisers[name],
+        [0, 1, 2, 5, 12],
+        x_test=x[:2] + 0.1,
+        y_test=y[:2],
+        members_at_once=members_at_once,
+    )
+    assert trained.steps.tolist() == [0, 1, 2, 5, 12]
+    assert trained.test_outputs.shape == (5, 3, 2, 1)
+    for i in range(3):
+        single = _member(ensemble, i)
+        last, losses, outputs = _plain(single, x, y, _optimisers[name], 12)
+        _allclose(trained.train_loss[:, i], losses[trained.steps])
+        _allclose(trained.train_outputs[:, i], outputs[trained.steps])
+        f = jax.vmap(last)(x[:2] + 0.1)
+        _allclose(trained.test_outputs[-1, i], f)
+        _allclose(trained.test_loss[-1, i], jnp.mean((f - y[:2]) ** 2) / 2)
+        trained_member = _member(trained.ensemble, i)
+        jax.tree.map(
+            _allclose, *(eqx.filter(n, inn.trainable(n)) for n in (trained_member, last))
+        )
+
+
+def test_records_do_not_depend_on_each_other(ensemble, data):
+    each = inn.train_ensemble(ensemble, *data, optax.adam(0.01), range(301))
+    few = inn.train_ensemble(ensemble, *data, optax.adam(0.01), 300)
+    assert few.steps[0] == 0 and few.steps[-1] == 300
+    assert 30 < len(few.steps) <= 51
+    # Exactly the same program, stopped elsewhere.
+    assert jnp.array_equal(each.train_loss[few.steps], few.train_loss)
+    assert jnp.array_equal(each.train_outputs[few.steps], few.train_outputs)
+
+
+def test_line_search(ensemble, data):
+    trained = inn.train_ensemble(ensemble, *data, optax.lbfgs(), 20)
+    assert jnp.all(trained.train_loss[-1] < 1e-3 * trained.train_loss[0])
+
+
+def test_only_weights_move(ensemble, data):
+    trained = inn.train_ensemble(ensemble, *data, optax.adamw(0.1), 3).ensemble
+    is_weight = inn.trainable(ensemble)
+    for inverse in (False, True):
+        before, after = (
+            jax.tree.leaves(eqx.filter(net, is_weight, inverse=inverse))
+            for net in (ensemble, trained)
+        )
+        before, after = ([a for a in x if eqx.is_array(a)] for x in (before, after))
+        assert len(before) == 4
+        assert [bool(jnp.all(a == b)) for a, b in zip(before, after, strict=True)] == [
+            inverse
+        ] * 4
+
+
+def test_other_loss(ensemble, data):
+    x, y = data
+    labels = (y[:, 0] > 0).astype(int)
+
+    def loss(f, labels):
+        f = jnp.concatenate([jnp.zeros_like(f), f], axis=-1)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(f, labels))
+
+    trained = inn.train_ensemble(ensemble, x, labels, optax.sgd(0.5), 50, loss=loss)
+    assert jnp.all(trained.train_loss[-1] < 0.5 * trained.train_loss[0])
+    bad = lambda f, y: (f - y) ** 2
+    with pytest.raises(ValueError, match="`loss` must return a scalar"):
+        inn.train_ensemble(ensemble, x, y, optax.sgd(0.1), 1, loss=bad)
+
+
+def test_outputs_may_be_left_out(ensemble, data):
+    trained = inn.train_ensemble(
+        ensemble, *data, optax.sgd(0.1), 4, x_test=data[0], keep_outputs=False
+    )
+    assert trained.train_outputs is None and trained.test_outputs is None
+    assert trained.test_loss is None
+    assert trained.train_loss.shape == (5, 3)
+    assert "3 networks after 4 steps: train loss" in repr(trained)
+
+
+def test_times(ensemble, data):
+    trained = inn.train_ensemble(ensemble, *data, optax.sgd(0.1), [0, 2, 5])
+    _allclose(trained.times(0.1), [0, 0.2, 0.5])
+    schedule = optax.linear_schedule(0.0, 1.0, 4)
+    _allclose(trained.times(schedule), [0, 0.25, 0.25 + 0.5 + 0.75 + 1])
+
+
+def test_progress(ensemble, data):
+    calls = []
+    inn.train_ensemble(
+        ensemble,
+        *data,
+        optax.sgd(0.1),
+        10,
+        members_at_once=2,
+        progress=lambda *call: calls.append(call),
+    )
+    done = [call[0] for call in calls]
+    assert done == sorted(done) and done[-1] == 30
+    assert {call[1] for call in calls} == {30}
+
+
+def test_jit_and_vmap(ensemble, data):
+    """A learning rate may be an array."""
+
+    def run(ensemble, rate):
+        return inn.train_ensemble(ensemble, *data, optax.sgd(rate), 30)
+
+    eager = run(ensemble, jnp.asarray(0.1))
+    jitted = eqx.filter_jit(run)(ensemble, jnp.asarray(0.1))
+    _allclose(eager.train_outputs, jitted.train_outputs)
+    assert jnp.array_equal(eager.steps, jitted.steps)
+    with pytest.raises(RuntimeError, match="Training diverged"):
+        jax.block_until_ready(eqx.filter_jit(run)(ensemble, 1e3).train_loss)
+
+
+def test_compiles_once(data, ensemble):
+    traces = []
+
+    def loss(f, y):
+        traces.append(None)
+        return inn.half_mse(f, y)
+
+    optimiser = optax.sgd(0.1)
+    for steps in (20, [3, 77]):
+        inn.train_ensemble(ensemble, *data, optimiser, steps, loss=loss)
+        first = len(traces) if steps == 20 else first
+    # Another run traces it again to check its result, and to evaluate it at the start.
+    assert len(traces) <= first + 2
+
+
+def test_divergence(ensemble, data):
+    with pytest.raises(ValueError, match=r"at step \d+, the loss of 3 of the 3.*max_lea"):
+        inn.train_ensemble(ensemble, *data, optax.sgd(1e3), 5000)
+
+    def loss(f, y):
+        return jnp.where(jnp.mean((f - y) ** 2) < 1e-2, jnp.nan, inn.half_mse(f, y))
+
+    x, y = data
+    run = lambda steps: inn.train_ensemble(
+        _member(ensemble, slice(0, 1)), x, y, optax.sgd(0.1), steps, loss=loss
+    )
+    losses = _plain(_member(ensemble, 0), x, y, optax.sgd(0.1), 200)[1]
+    first = int(jnp.argmax(losses < 0.5e-2))
+    assert first > 1
+    with pytest.raises(ValueError, match=f"at step {first},"):
+        run(200)
+    with pytest.raises(ValueError, match=f"at step {first},"):
+        run(first)
+    assert run(first - 1).steps[-1] == first - 1
+
+
+def _bad_inputs():
+    x = jnp.linspace(-1, 1, 4)[:, None]
+    y, sgd = jnp.sin(x), optax.sgd(0.1)
+    yield "y_train.*shape", lambda e: (e, x, y[:, 0], sgd, 1), {}
+    yield "y_train.*shape", lambda e: (e, x, y[:3], sgd, 1), {}
+    yield "y_train.*one_hot", lambda e: (e, x, jnp.ones((4, 1), int), sgd, 1), {}
+    yield "y_train.*NaN", lambda e: (e, x, y.at[0, 0].set(jnp.nan), sgd, 1), {}
+    yield "x_train.*NaN", lambda e: (e, x.at[0, 0].set(jnp.nan), y, sgd, 1), {}
+    yield "x_train.*axis", lambda e: (e, x[:, 0], y, sgd, 1), {}
+    yield "`ensemble`.*draw_ensemble", lambda e: (_net(), x, y, sgd, 1), {}
+    yield "stacked", lambda e: (_net().init(jr.key(0), x[0]), x, y, sgd, 1), {}
+    yield "`ensemble` must be networks", lambda e: (None, x, y, sgd, 1), {}
+    yield "`optimiser`", lambda e: (e, x, y, 0.1, 1), {}
+    yield "`steps` must be at least 1", lambda e: (e, x, y, sgd, 0), {}
+    yield "`steps`.*whole", lambda e: (e, x, y, sgd, 2.5), {}
+    yield "`steps`.*whole", lambda e: (e, x, y, sgd, []), {}
+    yield "`steps`.*ascend", lambda e: (e, x, y, sgd, [0, 4, 2]), {}
+    yield "`steps`.*ascend", lambda e: (e, x, y, sgd, [0]), {}
+    yield "`x_test`: give both", lambda e: (e, x, y, sgd, 1), {"y_test": y}
+    yield "y_test.*shape", lambda e: (e, x, y, sgd, 1), {"x_test": x[:2], "y_test": y}
+    yield "members_at_once", lambda e: (e, x, y, sgd, 1), {"members_at_once": 0}
+
+
+@pytest.mark.parametrize("match, args, options", list(_bad_inputs()))
+def test_bad_inputs(match, args, options, ensemble):
+    # Types which are wrong altogether are found by the type checker of these tests.
+    with pytest.raises((ValueError, TypeError), match=match):
+        inn.train_ensemble(*args(ensemble), **options)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Wide networks, trained slowly, and what they are at infinite width."""
+    net = _net(256)
+    x = jnp.asarray([[-2.0], [-0.4], [0.7], [2.2]])
+    y, x_test = jnp.sin(x), jnp.linspace(-3, 3, 5)[:, None]
+    k = inn.gram(net, x)
+    rate = float(inn.max_learning_rate(k.ntk)) / 50
+    ensemble = inn.draw_ensemble(net, jr.key(1), x[0], 32)
+    trained = inn.train_ensemble(
+        ensemble, x, y, optax.sgd(rate), [0, 20, 100, 400, 1500], x_test=x_test
+    )
+    infinite = inn.infinite_ensemble(k, y)
+    return (
+        trained,
+        infinite,
+        infinite_predict(net, infinite, trained.times(rate), x, x_test),
+        y,
+    )
+
+
+def infinite_predict(net, infinite, t, x, x_test):
+    k_test_test = inn.gram(net, x_test, ntk=False).nngp
+    return infinite.predict(t, inn.gram(net, x_test, x), k_test_test)
+
+
+def test_gradient_flow(wide):
+    trained, infinite, prediction, _ = wide
+    comparison = inn.compare(trained.test_outputs, prediction)
+    assert comparison.z_mean.shape == (5, 5, 1)
+    # Five times of five points, strongly correlated; the seed is fixed.
+    for z in (comparison.z_mean, comparison.z_variance):
+        assert 0.2 < jnp.sqrt(jnp.mean(z**2)) < 1.6
+        assert jnp.max(jnp.abs(z)) < 3.5
+    # Wrong by a factor of two in time, it would be seen.
+    other = eqx.tree_at(lambda p: p.mean, prediction, prediction.mean[::-1])
+    assert jnp.max(jnp.abs(inn.compare(trained.test_outputs, other).z_mean)) > 5
+
+
+def test_losses(wide):
+    trained, infinite, _, y = wide
+    prediction = infinite.predict_train(jnp.asarray([0.0]))
+    f = trained.train_outputs[:1]
+    comparison = inn.compare(f, prediction, y)
+    _allclose(comparison.ensemble_loss, trained.train_loss[:1].mean(axis=1))
+    assert jnp.abs(comparison.z_loss[0]) < 3
+
+
+def test_compare_without_times(getkey):
+    """Against NumPy, and against the distribution of Gaussian samples."""
+    a = jr.normal(getkey(), (3, 3))
+    prediction = inn.Prediction(jr.normal(getkey(), (3, 2)), a @ a.T)
+    y = jr.normal(getkey(), (3, 2))
+    f = prediction.sample(getkey(), 50)
+    got = inn.compare(f, prediction, y)
+    sigma = np.sqrt(np.diag(a @ a.T))[:, None]
+    mean, std = np.mean(f, axis=0), np.std(f, axis=0, ddof=1)
+    _allclose(got.z_mean, (mean - prediction.mean) * 50**0.5 / sigma)
+    _allclose(got.z_variance, (std**2 / sigma**2 - 1) * 24.5**0.5)
+    samples = prediction.sample(getkey(), 40_000)
+    losses = np.mean((samples - y[None]) ** 2, axis=(1, 2)) / 2
+    error = abs(losses.mean() - inn.expected_loss(prediction, y))
+    assert error < 4 * losses.std() / 200
+    # The standard deviation of a sample standard deviation of heavy tails: a few per cent.
+    np.testing.assert_allclose(got.loss_std, losses.std(), rtol=0.05)
+    assert repr(got).startswith("<Comparison of 50 networks: z-scores")
+    with pytest.raises(ValueError, match="give `y`"):
+        _ = inn.compare(f, prediction).z_loss
+
+
+def test_compare_bad_inputs(getkey):
+    prediction = inn.Prediction(jnp.zeros((3, 2)), jnp.eye(3))
+    f = jnp.zeros((4, 3, 2))
+    for bad in (f[0], f[:, :2], f[None]):
+        with pytest.raises(ValueError, match="`outputs` must have shape"):
+            inn.compare(bad, prediction)
+    with pytest.raises(ValueError, match="at least 2 networks"):
+        inn.compare(f[:1], prediction)
+    with pytest.raises(ValueError, match="NaN"):
+        inn.compare(f.at[0, 0, 0].set(jnp.nan), prediction)
+    with pytest.raises(ValueError, match="`y` must have shape"):
+        inn.compare(f, prediction, jnp.zeros(3))
+    with pytest.raises(ValueError, match="mean only"):
+        inn.compare(f, inn.Prediction(jnp.zeros((3, 2)), None))

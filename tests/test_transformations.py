@@ -1,0 +1,228 @@
+"""jit, vmap and grad of kernels, for every layer, where inputs coincide or vanish too."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import infinitenet as inn
+
+
+def _attention(**options):
+    return inn.SelfAttention(4, 4, 4, 2, b_std=0.3, **options)
+
+
+# Each with something before it that makes its inputs what it needs. All layers of the
+# library are in here: see the last test.
+_networks = {
+    "dense": [inn.Dense(4, 1.1, 0.2), inn.Dense(2, 0.8, 0.1)],
+    "standard": [
+        inn.Dense(4, 1.1, 0.2, parameterization="standard"),
+        inn.Relu(),
+        inn.Dense(2, 0.8, 0.1, parameterization="standard"),
+    ],
+    "conv": [inn.Conv(4, (3,), padding="SAME", W_std=1.1, b_std=0.2), inn.Relu()],
+    "flatten": [inn.Conv(4, (2,), 2, W_std=1.1), inn.Relu(), inn.Flatten(), inn.Dense(2)],
+    "relu": [inn.Dense(4, 1.1, 0.2), inn.Relu()],
+    "leaky_relu": [inn.Dense(4, 1.1, 0.2), inn.LeakyRelu(0.3)],
+    "abs": [inn.Dense(4, 1.1, 0.2), inn.Abs()],
+    "ab_relu": [inn.Dense(4, 1.1, 0.2), inn.ABRelu(-0.5, 0.9)],
+    "erf": [inn.Dense(4, 1.1, 0.2), inn.Erf(1.2, 0.7, 0.4)],
+    "avg_pool": [
+        inn.Conv(4, (3,), padding="CIRCULAR", W_std=1.1, b_std=0.2),
+        inn.AvgPool((2,), (2,)),
+        inn.Relu(),
+    ],
+    "global_avg_pool": [inn.Conv(4, (2,), W_std=1.1), inn.Relu(), inn.GlobalAvgPool()],
+    "residual": [
+        inn.Dense(4, 1.1, 0.2),
+        inn.Residual(inn.Sequential([inn.Relu(), inn.Dense(4, 0.9)])),
+        inn.Relu(),
+    ],
+    "sum": [inn.Sum([inn.Dense(3), inn.Dense(3, 0.7), inn.Identity()])],
+    "parallel": [
+        inn.FanOut(2),
+        inn.Parallel([inn.Dense(4), inn.Sequential([inn.Dense(4, 0.5, 0.1), inn.Erf()])]),
+        inn.FanInSum(),
+    ],
+    "repeat": [
+        inn.Dense(4, 1.1, 0.2),
+        inn.Repeat(inn.Sequential([inn.Relu(), inn.Dense(4, 1.2, 0.1)]), 3),
+    ],
+    "attention": [inn.Dense(4, 1.1, 0.2), _attention(), inn.Relu()],
+    "sqrt_attention": [
+        inn.Dense(4, 1.1, 0.2),
+        _attention(linear_scaling=False, attention_mechanism="IDENTITY"),
+        inn.Relu(),
+    ],
+}
+_all = pytest.mark.parametrize("name", _networks)
+
+
+def _net(name):
+    return inn.Sequential(_networks[name])
+
+
+def _inputs():
+    x1, x2 = np.asarray(jr.normal(jr.key(1), (2, 4, 3)))
+    return {
+        "different": (x1, x2),
+        "equal": (x1, x1.copy()),
+        "near": (x1, x1 + 1e-9 * x2),
+        "collinear": (x1, -2 * x1),
+        "zero": (x1, 0 * x2),
+        "zeros": (0 * x1, 0 * x2),
+    }
+
+
+def _of_pair(net, x1, x2):
+    kernel = net.kernel(x1, x2)
+    return jnp.stack([jnp.sum(kernel.nngp.array), jnp.sum(kernel.ntk.array)])
+
+
+def _of_one(net, x):
+    kernel = net.kernel(x)
+    return jnp.stack([jnp.sum(kernel.nngp.array), jnp.sum(kernel.ntk.array)])
+
+
+def _finite_differences(fn, hyperparameters, step=1e-6):
+    """Central differences in each leaf."""
+    leaves, structure = jax.tree.flatten(hyperparameters)
+    out = []
+    for i in range(len(leaves)):
+        up, down = (
+            fn(
+                jax.tree.unflatten(
+                    structure, leaves[:i] + [leaves[i] + h] + leaves[i + 1 :]
+                )
+            )
+            for h in (step, -step)
+        )
+        out.append((up - down) / (2 * step))
+    return out
+
+
+@_all
+def test_gradients(name):
+    """Of the NNGP and of the NTK, along every hyperparameter."""
+    hyperparameters, static = eqx.partition(_net(name), eqx.is_array)
+    of_pair = lambda h, *x: _of_pair(eqx.combine(h, static), *x)
+    of_one = lambda h, x: _of_one(eqx.combine(h, static), x)
+    value, gradient = jax.jit(of_pair), jax.jit(jax.jacrev(of_pair))
+    value_of_one, gradient_of_one = jax.jit(of_one), jax.jit(jax.jacrev(of_one))
+    for case, (x1, x2) in _inputs().items():
+        checks = [(lambda h: value(h, x1, x2), gradient(hyperparameters, x1, x2))]  # noqa: B023
+        if case in ("equal", "zeros"):
+            checks.append(
+                (lambda h: value_of_one(h, x1), gradient_of_one(hyperparameters, x1))  # noqa: B023
+            )
+        for fn, got in checks:
+            want = _finite_differences(fn, hyperparameters)
+            for g, w in zip(jax.tree.leaves(got), want, strict=True):
+                assert np.all(np.isfinite(g)), case
+                # At coincident inputs angles are known to the square root of rounding,
+                # which finite differences divide by their step.
+                tol = 1e-6 if case in ("different", "zeros") else 1e-4
+                np.testing.assert_allclose(g, w, rtol=tol, atol=tol, err_msg=case)
+
+
+@_all
+def test_derivatives_along_inputs_are_finite(name):
+    net = _net(name)
+    jacobian = jax.jit(jax.jacrev(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
+    forward = jax.jit(jax.jacfwd(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
+    for case, (x1, x2) in _inputs().items():
+        backward = jacobian(x1, x2)
+        for b, f in zip(backward, forward(x1, x2), strict=True):
+            assert np.all(np.isfinite(b)) and np.all(np.isfinite(f)), case
+            np.testing.assert_allclose(b, f, rtol=1e-8, atol=1e-8)
+
+
+@_all
+def test_jit_and_vmap(name):
+    """jit changes nothing, and vmap over inputs or over `W_std` is a loop."""
+    net = _net(name)
+    x = np.asarray(jr.normal(jr.key(2), (3, 4, 3)))
+    y = np.asarray(jr.normal(jr.key(3), (2, 4, 3)))
+    want = np.stack([[_of_pair(net, a, b) for b in y] for a in x])
+    pairs = jax.vmap(jax.vmap(_of_pair, (None, None, 0)), (None, 0, None))
+    np.testing.assert_allclose(pairs(net, x, y), want, rtol=1e-10)
+    np.testing.assert_allclose(eqx.filter_jit(pairs)(net, x, y), want, rtol=1e-10)
+
+    hyperparameters, static = eqx.partition(net, eqx.is_array)
+    scales = jnp.array([0.5, 1.0, 1.5])
+    swept = jax.tree.map(lambda h: scales * h, hyperparameters)
+    sweep = jax.vmap(lambda h: _of_pair(eqx.combine(h, static), x[0], y[0]))
+    for scale, got in zip(scales, sweep(swept), strict=True):
+        scaled = jax.tree.map(lambda h: scale * h, hyperparameters)  # noqa: B023
+        want = _of_pair(eqx.combine(scaled, static), x[0], y[0])
+        np.testing.assert_allclose(got, want, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["relu", "flatten", "repeat"])
+def test_gram_of_transformations(name):
+    """`gram` itself under jit, vmap and grad."""
+    hyperparameters, static = eqx.partition(_net(name), eqx.is_array)
+    x = np.asarray(jr.normal(jr.key(2), (5, 4, 3)))
+
+    def fn(h, x2=None):
+        k = inn.gram(eqx.combine(h, static), x, x2)
+        return jnp.sum(jnp.sin(k.nngp)) + jnp.sum(jnp.cos(k.ntk))
+
+    for x2 in (None, x[:2] + 1):
+        want = fn(hyperparameters, x2)
+        np.testing.assert_allclose(jax.jit(fn)(hyperparameters, x2), want, rtol=1e-9)
+        got = jax.grad(fn)(hyperparameters, x2)
+        wants = _finite_differences(lambda h: fn(h, x2), hyperparameters)  # noqa: B023
+        for g, w in zip(jax.tree.leaves(got), wants, strict=True):
+            np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
+        swept = jax.tree.map(lambda h: jnp.stack([h, 2 * h]), hyperparameters)
+        got = jax.vmap(lambda h: fn(h, x2))(swept)  # noqa: B023
+        np.testing.assert_allclose(got[0], want, rtol=1e-9)
+
+
+def test_changing_hyperparameters_compiles_nothing():
+    x = np.asarray(jr.normal(jr.key(2), (5, 3)))
+    traces = []
+
+    @eqx.filter_jit
+    def fn(net):
+        traces.append(None)
+        return inn.gram(net, x).ntk
+
+    for W_std in (0.5, 1.0):
+        fn(inn.Sequential([inn.Dense(4, W_std), inn.Relu(), inn.Dense(2, W_std)]))
+    assert len(traces) == 1
+
+
+def test_marginals_are_those_of_single_inputs():
+    """Of `n1` and `n2` inputs, not of all their pairs: those would be most of the work."""
+    net = _net("residual")
+    x, y = jnp.ones((5, 3)), jnp.ones((7, 3))
+    pairs = jax.vmap(jax.vmap(net.kernel, (None, 0)), (0, None))
+    jaxpr = str(jax.make_jaxpr(lambda x, y: pairs(x, y).nngp.array)(x, y))
+    # Of every nonlinearity: `k12`, and variances of either side.
+    assert "f64[5,7]" in jaxpr and "f64[5]" in jaxpr and "f64[7]" in jaxpr
+    only = jax.make_jaxpr(lambda x: jax.vmap(net.kernel)(x).ntk.array)(x)
+    assert "f64[5,5]" not in str(only)
+
+
+def test_no_layer_is_left_out():
+    def layers(node):
+        found = {type(node).__name__} if isinstance(node, inn.AbstractLayer) else set()
+        for child in vars(node).values() if found else ():
+            for each in child if isinstance(child, tuple) else (child,):
+                found |= layers(each)
+        return found
+
+    tested = set().union(*(layers(_net(name)) for name in _networks))
+    exported = {
+        name
+        for name, value in vars(inn).items()
+        if isinstance(value, type)
+        and issubclass(value, inn.AbstractLayer)
+        and not name.startswith("Abstract")
+    }
+    assert exported == tested
