@@ -82,7 +82,7 @@ class StandardParameterization(AbstractParameterization):
 
     ??? cite "Reference"
         Sohl-Dickstein, Novak, Schoenholz & Lee, On the infinite width limit of neural
-        networks with a standard parameterization, 2020: equations (8) and (9).
+        networks with a standard parameterization, 2020 (arXiv:2001.07301).
     """
 
     s: tuple[int, int] = eqx.field(default=(1, 1), static=True)

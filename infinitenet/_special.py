@@ -85,7 +85,7 @@ def arc_cosine(
     one function as otherwise XLA would compute the angle twice.
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: equations (3) to (8).
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2.
     """
     (s1, r1), (s2, r2) = roots(q1), roots(q2)
     # Clipping takes place in here, out of sight of differentiation: else the NTK would

@@ -136,8 +136,10 @@ def _train_members(
     opt_state = eqx.filter_vmap(problem.optimiser.init)(weights)
     f = evaluate_ensemble(eqx.combine(weights, problem.rest), problem.x_train)
     loss = _losses(problem.loss, f, problem.y_train)
-    state = _State(weights, opt_state, loss, jnp.zeros((), int))
-    if is_traced((problem, weights)):
+    zero = jnp.zeros((), int)
+    # No step; yet abstract if anything is, though it were hidden in the optimiser.
+    state = _advance(problem, _State(weights, opt_state, loss, zero), zero)
+    if is_traced(state):
         return _train_traced(problem, state, steps)
     records = []
     between = np.linspace(0, steps[-1], _n_reports + 1).astype(int)

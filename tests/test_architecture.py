@@ -49,6 +49,8 @@ _order = [
     "_likelihood",
     "_empirical",
     "_monte_carlo",
+    "_training",
+    "_comparison",
     "_ensemble",
     "",
 ]

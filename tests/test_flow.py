@@ -147,7 +147,7 @@ def test_stored_learning_rates(name):
 #
 
 
-@pytest.mark.parametrize("outputs", [(), (2,), (2, 2)])
+@pytest.mark.parametrize("outputs", [(), (2, 2)])
 @pytest.mark.parametrize("rank", [8, 3])
 def test_against_expm(outputs, rank, getkey):
     k_dd, k_td, _ = _joint(getkey(), rank=rank)

@@ -136,7 +136,7 @@ class Dense(AbstractAffine):
     $\Theta' = k' + \sigma_W^2 \Theta$.
 
     ??? cite "Reference"
-        Lee et al., Deep Neural Networks as Gaussian Processes, ICLR 2018: equation (5).
+        Lee et al., Deep Neural Networks as Gaussian Processes, ICLR 2018: section 2.3.
         Jacot, Gabriel & Hongler, Neural Tangent Kernel, NeurIPS 2018: theorem 1.
     """
 

@@ -92,7 +92,7 @@ class ABRelu(AbstractABRelu):
     + a b k$ with $\cos\theta = k / \sqrt{q_1 q_2}$.
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: equation (6), for
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1), for
         $a = 0, b = 1$; the others follow as $\phi(x) = b \max(x, 0) - a \max(-x, 0)$.
     """
 
@@ -118,7 +118,7 @@ class LeakyRelu(AbstractABRelu):
     r"""$\phi(x) = \alpha \min(x, 0) + \max(x, 0)$: see [`infinitenet.ABRelu`][].
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: equation (6).
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1).
     """
 
     alpha: Float[Array, ""] = eqx.field(converter=to_scalar)
@@ -140,7 +140,7 @@ class Relu(AbstractABRelu):
     r"""$\phi(x) = \max(x, 0)$: see [`infinitenet.ABRelu`][].
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: equation (6).
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1).
     """
 
     def slopes(self, dtype):
@@ -152,7 +152,7 @@ class Abs(AbstractABRelu):
     r"""$\phi(x) = |x|$: see [`infinitenet.ABRelu`][].
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: equation (6).
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1).
     """
 
     def slopes(self, dtype):
@@ -167,7 +167,7 @@ class Erf(AbstractPointwise):
     q_2)}} + c^2$.
 
     ??? cite "Reference"
-        Williams, Computing with Infinite Networks, NeurIPS 1996: equation (11).
+        Williams, Computing with Infinite Networks, NeurIPS 1996: section 3.1 (sigmoidal transfer function).
     """
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
