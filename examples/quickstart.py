@@ -15,13 +15,14 @@ import importlib.util
 import pathlib
 import time
 
-import infinitenet as inn
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy as jsp
 import numpy as np
 import optax
+
+import infinitenet as inn
 
 
 #
@@ -132,9 +133,7 @@ def plot(file, width, trained, t, on_train, on_test):
 
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(10, 4.2), layout="constrained"
-        )
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
         plot_losses(left, trained, t, on_train, on_test)
         plot_predictions(right, width, on_test)
         figure.savefig(file, dpi=120)

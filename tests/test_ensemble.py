@@ -48,10 +48,9 @@ def _plain(net, x, y, optimiser, steps):
     return net, jnp.stack(losses), jnp.stack(outputs)
 
 
-def _allclose(a, b):
-    # The same numerics, up to the order of sums, and schedules which Optax computes in
-    # float32, in one program or in several.
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+def _allclose(a, b, rtol=1e-9):
+    # The same numerics, up to the order of sums.
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-3 * rtol)
 
 
 _optimisers = {
@@ -91,18 +90,17 @@ def test_members_are_single_networks(name, members_at_once, ensemble, data):
     )
     assert trained.steps.tolist() == [0, 1, 2, 5, 12]
     assert trained.test_outputs.shape == (5, 3, 2, 1)
+    # Optax computes schedules in float32, and compiled together they round differently.
+    rtol = 1e-5 if name == "schedule" else 1e-9
     for i in range(3):
         single = _member(ensemble, i)
         last, losses, outputs = _plain(single, x, y, _optimisers[name], 12)
-        _allclose(trained.train_loss[:, i], losses[trained.steps])
-        _allclose(trained.train_outputs[:, i], outputs[trained.steps])
+        _allclose(trained.train_loss[:, i], losses[trained.steps], rtol)
+        _allclose(trained.train_outputs[:, i], outputs[trained.steps], rtol)
         f = jax.vmap(last)(x[:2] + 0.1)
-        _allclose(trained.test_outputs[-1, i], f)
-        _allclose(trained.test_loss[-1, i], jnp.mean((f - y[:2]) ** 2) / 2)
-        trained_member = _member(trained.ensemble, i)
-        jax.tree.map(
-            _allclose, *(eqx.filter(n, inn.trainable(n)) for n in (trained_member, last))
-        )
+        _allclose(trained.test_outputs[-1, i], f, rtol)
+        _allclose(trained.test_loss[-1, i], jnp.mean((f - y[:2]) ** 2) / 2, rtol)
+        _allclose(jax.vmap(_member(trained.ensemble, i))(x[:2] + 0.1), f, rtol)
 
 
 def test_records_do_not_depend_on_each_other(ensemble, data):

@@ -1,0 +1,180 @@
+"""Kernel matrices in tiles."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import infinitenet as inn
+from infinitenet._tiles import choose_area, choose_tiles
+
+
+_net = inn.Sequential(
+    [
+        inn.Conv(8, (3,), padding="SAME", W_std=1.3, b_std=0.2),
+        inn.Relu(),
+        inn.GlobalAvgPool(),
+        inn.Dense(2, 1.1, 0.1),
+    ]
+)
+_x = np.asarray(jr.normal(jr.key(0), (11, 5, 2)))
+_y = np.asarray(jr.normal(jr.key(1), (7, 5, 2)))
+# Room for one to a few entries of this network: 5 x 5 positions, padded, in float64.
+_few = 8 * 7 * 7 * 8 * 6
+
+
+def _pairwise(net, x, y):
+    kernel = jax.vmap(jax.vmap(net.kernel, (None, 0)), (0, None))(x, y)
+    return kernel.nngp.array, kernel.ntk.array
+
+
+def test_entries_are_kernels_of_pairs():
+    gram = inn.gram(_net, _x, _y)
+    for got, want in zip((gram.nngp, gram.ntk), _pairwise(_net, _x, _y), strict=True):
+        assert got.shape == (11, 7)
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+    pair = _net.kernel(_x[3], _y[2])
+    np.testing.assert_allclose(gram.ntk[3, 2], pair.ntk.array, rtol=1e-12)
+
+
+@pytest.mark.parametrize("memory", [_few, 3 * _few, 10 * _few])
+def test_tiles_make_the_whole(memory):
+    """Also for numbers of inputs that tiles do not divide."""
+    whole, tiled = inn.gram(_net, _x, _y), inn.gram(_net, _x, _y, memory=memory)
+    np.testing.assert_allclose(tiled.nngp, whole.nngp, rtol=1e-12)
+    np.testing.assert_allclose(tiled.ntk, whole.ntk, rtol=1e-12)
+    whole, tiled = inn.gram(_net, _x), inn.gram(_net, _x, memory=memory)
+    np.testing.assert_allclose(tiled.nngp, whole.nngp, rtol=1e-12)
+    np.testing.assert_allclose(tiled.ntk, whole.ntk, rtol=1e-12)
+    assert np.array_equal(tiled.ntk, tiled.ntk.T)
+
+
+def test_without_ntk():
+    gram = inn.gram(_net, _x, ntk=False)
+    assert gram.ntk is None
+    np.testing.assert_allclose(gram.nngp, inn.gram(_net, _x).nngp, rtol=1e-12)
+    pair = _net.kernel(_x[0], _x[1], ntk=False)
+    assert pair.ntk is None
+    # Nor is it computed: half of the operations on pairs of positions are gone.
+    count = lambda ntk: str(
+        jax.make_jaxpr(lambda x, y: _net.kernel(x, y, ntk=ntk).nngp.array)(_x[0], _x[1])
+    ).count("f64[5,5]")
+    assert count(ntk=False) < 0.6 * count(ntk=True)
+
+
+def test_positions():
+    """Networks without readout keep positions, equal ones or all pairs."""
+    net = inn.Sequential([inn.Conv(8, (2,), W_std=1.2), inn.Relu(), inn.Conv(8, (2,))])
+    same = inn.gram(net, _x, _y)
+    assert same.ntk.shape == (11, 7, 3)
+    every = inn.Demand(inn.Pairs.ALL)
+    pairs = inn.gram(net, _x, _y, demand=every)
+    assert pairs.ntk.shape == (11, 7, 3, 3)
+    np.testing.assert_allclose(jnp.einsum("nmpp->nmp", pairs.ntk), same.ntk, rtol=1e-12)
+    # Symmetric under an exchange of both inputs and positions.
+    alone = inn.gram(net, _x, demand=every, memory=20_000)
+    np.testing.assert_allclose(
+        alone.ntk, inn.gram(net, _x, _x, demand=every).ntk, rtol=1e-6
+    )
+    assert np.array_equal(alone.ntk, jnp.transpose(alone.ntk, (1, 0, 3, 2)))
+
+
+def test_dtypes():
+    single = inn.gram(_net, _x.astype(np.float32))
+    assert single.nngp.dtype == single.ntk.dtype == np.float32
+    assert inn.gram(_net, _x).nngp.dtype == np.float64
+    half = inn.gram(_net, jnp.asarray(_x, jnp.bfloat16))
+    assert half.nngp.dtype == np.float32
+
+
+def test_initialised_networks_have_the_same_kernel():
+    net = _net.init(jr.key(0), _x[0])
+    assert np.array_equal(inn.gram(net, _x).ntk, inn.gram(_net, _x).ntk)
+
+
+def test_several_inputs():
+    net = inn.Sequential([inn.Parallel([inn.Dense(4), inn.Dense(4, 0.5)]), inn.FanInSum()])
+    a, b = _x[:, 0], _x[:, 1]
+    want = a @ a.T / 2 + 0.25 * b @ b.T / 2
+    np.testing.assert_allclose(inn.gram(net, (a, b)).nngp, want, rtol=1e-12)
+    np.testing.assert_allclose(inn.gram(net, (a, b), (a, b)).nngp, want, rtol=1e-12)
+    assert net.init(jr.key(0), (a[0], b[0]))((a[0], b[0])).shape == (4,)
+
+
+def test_progress():
+    calls = []
+    inn.gram(_net, _x, _y, memory=_few, progress=lambda *args: calls.append(args))
+    done, totals = zip(*calls, strict=True)
+    assert set(totals) == {77} and done[-1] == 77 and list(done) == sorted(done)
+    assert len(calls) > 3
+
+
+def test_progress_bar_is_for_long_work(capsys):
+    inn.gram(_net, _x)
+    assert capsys.readouterr().err == ""
+
+
+def test_interruption():
+    """It ends at the next tile."""
+
+    def interrupt(done, total):
+        if done > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inn.gram(_net, _x, _y, memory=_few, progress=interrupt)
+
+
+@pytest.mark.parametrize("n1, n2, area", [(1, 1, 1), (7, 5, 6), (100, 3, 20), (64, 64, 9)])
+def test_choose_tiles(n1, n2, area):
+    for symmetric in (False, True):
+        n2 = n1 if symmetric else n2
+        tiling = choose_tiles(n1, n2, area, symmetric=symmetric)
+        assert tiling.rows * tiling.columns <= max(area, 1)
+        covered = np.zeros((n1, n2), int)
+        for row, column in tiling.tiles:
+            assert 0 <= row <= n1 - tiling.rows and 0 <= column <= n2 - tiling.columns
+            covered[row : row + tiling.rows, column : column + tiling.columns] += 1
+        assert np.all((covered + covered.T if symmetric else covered) > 0)
+
+
+def test_choose_area():
+    assert choose_area(2**10, 5 * 2**13) == 5  # Of the budget.
+    assert choose_area(2**10, 2**40) < 2**20  # Of the cache.
+    with pytest.raises(ValueError, match="memory"):
+        choose_area(2**30, 2**30)
+
+
+def test_peak_memory_is_bounded():
+    """Pooled 32x32 images in a fresh process, tile by tile."""
+    program = """
+import resource
+import numpy as np
+import infinitenet as inn
+
+layers = 2 * [inn.Conv(8, (3, 3), padding="SAME"), inn.Relu()]
+net = inn.Sequential([*layers, inn.GlobalAvgPool(), inn.Dense(1)])
+x = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype("float32")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+inn.gram(net, x, x[:1])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    # A pair has arrays of 4 MiB; the rest is the compiler.
+    assert int(out.stdout) < 300
+
+
+def test_repr():
+    net = inn.Sequential([inn.Conv(8, (3, 3), (2, 2), b_std=0.1), inn.Residual(inn.Relu())])
+    assert repr(net) == (
+        "Sequential([\n"
+        "    Conv(8, (3, 3), strides=(2, 2), b_std=0.1),\n"
+        "    Residual(Relu()),\n"
+        "])"
+    )
