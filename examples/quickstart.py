@@ -147,7 +147,7 @@ def plot_losses(axes, trained, t, on_train, on_test):
         ("test", ORANGE, trained.test_loss, on_test),
     )
     for name, colour, members, comparison in parts:
-        axes.plot(t, members[1:], color=colour, alpha=0.09, lw=0.8)
+        axes.plot(t, members[1:, :16], color=colour, alpha=0.25, lw=0.8)
         axes.plot(t, comparison.ensemble_loss[1:], color=colour, lw=2.2)
         axes.plot(t, comparison.loss[1:], color=BLACK, lw=1.4, ls=(0, (4, 3)))
         axes.annotate(
@@ -159,7 +159,7 @@ def plot_losses(axes, trained, t, on_train, on_test):
             va="center",
             annotation_clip=False,
         )
-    axes.plot([], [], color="grey", alpha=0.4, lw=0.8, label="each finite network")
+    axes.plot([], [], color="grey", alpha=0.4, lw=0.8, label="single finite networks")
     axes.plot([], [], color="grey", lw=2.2, label="their mean")
     axes.plot([], [], color=BLACK, lw=1.4, ls=(0, (4, 3)), label="infinite, expected")
     axes.set(xscale="log", yscale="log", xlabel="training time (sum of learning rates)")
@@ -184,7 +184,7 @@ def plot_predictions(axes, width, on_test):
     axes.plot(x_train, y_train, "o", color=BLACK, ms=6, label="training data")
     axes.set(xlabel="$x$", ylabel="output", xlim=(x_test[0], x_test[-1]))
     axes.set_title("Predictions ± 2 standard deviations", loc="left", fontweight="bold")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="lower right")
 
 
 #

@@ -1,6 +1,28 @@
 """Neural networks of finite and infinite width."""
 
+from ._comparison import (
+    compare as compare,
+    Comparison as Comparison,
+    expected_loss as expected_loss,
+)
 from ._covariance import Covariance as Covariance, Pairs as Pairs
+from ._ensemble import (
+    draw_ensemble as draw_ensemble,
+    half_mse as half_mse,
+    train_ensemble as train_ensemble,
+    TrainedEnsemble as TrainedEnsemble,
+)
+from ._flow import (
+    AbstractTrained as AbstractTrained,
+    AllLayers as AllLayers,
+    gradient_flow as gradient_flow,
+    GradientFlow as GradientFlow,
+    infinite_ensemble as infinite_ensemble,
+    InfiniteEnsemble as InfiniteEnsemble,
+    LastLayer as LastLayer,
+    max_learning_rate as max_learning_rate,
+)
+from ._gp import condition as condition, Posterior as Posterior
 from ._gram import gram as gram
 from ._kernel import Demand as Demand, Kernel as Kernel
 from ._layer import (
@@ -45,4 +67,6 @@ from ._parameterization import (
 )
 from ._path import LayerError as LayerError
 from ._signal import Signal as Signal
+from ._solution import Prediction as Prediction
+from ._training import evaluate_ensemble as evaluate_ensemble
 from ._weights import AbstractWeights as AbstractWeights, trainable as trainable

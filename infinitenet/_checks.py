@@ -21,6 +21,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 
+# Compiled as one, for speed: outside of `jax.jit` each operation would be by itself.
+_all_finite = jax.jit(lambda x: jnp.all(jnp.isfinite(x)))
+_asymmetry = jax.jit(lambda k: jnp.max(jnp.abs(k - k.T), initial=0))
+_size = jax.jit(lambda k: jnp.max(jnp.abs(k), initial=0))
+_symmetric_part = jax.jit(lambda k: (k + k.T) / 2)
+
+
 def is_known(x: Array) -> bool:
     """Whether `x` has values now: not so under `jax.jit`, `jax.vmap` and `jax.grad`."""
     return not isinstance(x, Tracer)
@@ -105,7 +112,7 @@ def check_finite(name: str, x: Array, remedy: str) -> Array:
 
     return guard(
         x,
-        lambda x: ~jnp.all(jnp.isfinite(x)),
+        lambda x: ~_all_finite(x),
         describe,
         f"`{name}` has entries which are NaN or infinite. {remedy}",
     )
@@ -156,22 +163,20 @@ def check_kernel(name: str, k: ArrayLike) -> Float[Array, "n n"]:
     # Half of the digits: kernels may have been computed in a way that rounds K(x, x')
     # and K(x', x) differently, while two different sets of inputs differ by much more.
     tolerance = float(jnp.finfo(k.dtype).eps) ** 0.5
-    asymmetry = lambda k: jnp.max(jnp.abs(k - k.T), initial=0)
-    size = lambda k: jnp.max(jnp.abs(k), initial=0)
     message = (
         f"`{name}` must be symmetric, as the kernel of a set of examples with itself. "
         "Was it computed between two different sets?"
     )
     k = guard(
         k,
-        lambda k: asymmetry(k) > tolerance * size(k),
+        lambda k: _asymmetry(k) > tolerance * _size(k),
         lambda k: (
-            f"{message} It differs from its transpose by up to {asymmetry(k):.1e}, and "
-            f"its entries are up to {size(k):.1e}."
+            f"{message} It differs from its transpose by up to {_asymmetry(k):.1e}, and "
+            f"its entries are up to {_size(k):.1e}."
         ),
         message,
     )
-    return (k + k.T) / 2
+    return _symmetric_part(k)
 
 
 def check_cross_kernel(

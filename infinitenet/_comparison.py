@@ -26,7 +26,7 @@ def expected_loss(prediction: Prediction, y: ArrayLike) -> Float[Array, "*times"
     **Raises:** `ValueError` if `y` has a wrong shape or dtype, or if the prediction has no
         covariance.
     """
-    variance, bias = _variance(prediction), _bias(prediction, y)
+    variance, bias = jnp.square(prediction.std), _bias(prediction, y)
     return jnp.mean(jnp.square(bias) + variance[..., None], axis=(-2, -1)) / 2
 
 
@@ -50,12 +50,6 @@ def _bias(prediction: Prediction, y: ArrayLike) -> Float[Array, "*times n output
     shape = prediction.std.shape
     bias = prediction.mean - y.reshape((1,) * (len(shape) - 1) + y.shape)
     return bias.reshape(*shape, -1)
-
-
-def _variance(prediction: Prediction) -> Float[Array, "*times n"]:
-    """Never below what it is known up to, so that it can be divided by."""
-    _, tolerance = prediction._covariance()
-    return jnp.maximum(jnp.square(prediction.std), tolerance[..., None])
 
 
 def _check_targets(prediction: Prediction, y: ArrayLike) -> Float[Array, "n *outputs"]:
@@ -159,16 +153,19 @@ def compare(
     **Arguments:**
 
     - `outputs`: of the finite networks, shape `(*times, members, n, *outputs)`.
-    - `prediction`: of [`infinitenet.InfiniteEnsemble`][], with covariance. Variances below
-        `prediction.tolerance` are taken to be that.
+    - `prediction`: of [`infinitenet.InfiniteEnsemble`][], with covariance. Variances are
+        taken to be at least what rounding leaves of zero.
     - `y`: targets, of shape `(n, *outputs)`, to compare losses by.
 
     **Returns:** A [`infinitenet.Comparison`][].
 
     **Raises:** `ValueError` if shapes do not match or if there are less than 2 networks.
     """
-    variance = _variance(prediction)
-    axis = variance.ndim - 1
+    # The tolerance bounds the rounding of all variances together.
+    _, tolerance = prediction._covariance()
+    least = jnp.sqrt(tolerance / prediction.std.shape[-1])
+    std = jnp.maximum(prediction.std, least[..., None])
+    axis = std.ndim - 1
     shape = prediction.mean.shape
     n_members = outputs.shape[axis] if outputs.ndim > axis else 0
     expected = (*shape[:axis], n_members, *shape[axis:])
@@ -177,7 +174,7 @@ def compare(
     if n_members < 2:
         raise ValueError(f"`outputs` must be of at least 2 networks, not of {n_members}.")
     outputs = check_finite("outputs", outputs, "Train at a smaller learning rate.")
-    std = jnp.sqrt(variance).reshape(*variance.shape, *(1,) * (len(shape) - axis - 1))
+    std = std.reshape(*std.shape, *(1,) * (len(shape) - std.ndim))
     losses = (None, None, None)
     if y is not None:
         target = _check_targets(prediction, y).reshape((1,) * (axis + 1) + shape[axis:])

@@ -45,6 +45,7 @@ class Spectral(NamedTuple):
 
 
 @eqx.filter_custom_jvp
+@eqx.filter_jit
 def spectral_apply(
     k: Float[Array, "n n"],
     eigenvalues: Float[Array, " n"],
@@ -75,6 +76,7 @@ def spectral_apply(
 
 
 @spectral_apply.def_jvp
+@eqx.filter_jit
 def _spectral_apply_jvp(primals, tangents, *, fn):
     k, l, u, s, v = primals
     # The tangents of the decomposition are those of `k`, in another form.

@@ -183,8 +183,8 @@ class SelfAttention(AbstractLayer):
         if out.shape != distances.shape or not np.all(np.isfinite(out)):
             raise LayerError(
                 self,
-                "`pos_emb_decay_fn` must turn an array of distances, zeros among them, into "
-                "an array of as many finite correlations, such as `jnp.exp(-distances)`.",
+                "`pos_emb_decay_fn` must turn an array of distances, some of them zero, "
+                "into an array of as many finite correlations, such as `jnp.exp(-d)`.",
             )
         return out
 
