@@ -182,7 +182,8 @@ def plot_predictions(axes, width, on_test):
         axes.plot(x_test, mean + sign * std, lw=1, **dashed)
     axes.plot(x_test, y_test, color=ORANGE, lw=1.2, label="$\\sin x$")
     axes.plot(x_train, y_train, "o", color=BLACK, ms=6, label="training data")
-    axes.set(xlabel="$x$", ylabel="output", xlim=(x_test[0], x_test[-1]))
+    axes.set(xlabel="$x$", xlim=(x_test[0], x_test[-1]))
+    axes.set(ylabel="output", ylim=(-1.9, 1.3))  # With room for the legend.
     axes.set_title("Predictions ± 2 standard deviations", loc="left", fontweight="bold")
     axes.legend(frameon=False, loc="lower right")
 

@@ -16,9 +16,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
+
+from ._tracing import is_traced
 
 
 # Compiled as one, for speed: outside of `jax.jit` each operation would be by itself.
@@ -26,11 +27,6 @@ _all_finite = jax.jit(lambda x: jnp.all(jnp.isfinite(x)))
 _asymmetry = jax.jit(lambda k: jnp.max(jnp.abs(k - k.T), initial=0))
 _size = jax.jit(lambda k: jnp.max(jnp.abs(k), initial=0))
 _symmetric_part = jax.jit(lambda k: (k + k.T) / 2)
-
-
-def is_known(x: Array) -> bool:
-    """Whether `x` has values now: not so under `jax.jit`, `jax.vmap` and `jax.grad`."""
-    return not isinstance(x, Tracer)
 
 
 def guard(
@@ -52,7 +48,7 @@ def guard(
 
     **Raises:** `ValueError` if `x` is known and bad.
     """
-    if not is_known(x):
+    if is_traced(x):
         return eqx.error_if(x, is_bad(x), otherwise)
     # Otherwise constants that meet `jit` would be traced.
     with jax.ensure_compile_time_eval():

@@ -23,12 +23,12 @@ from ._checks import (
 )
 from ._gp import regularise, rounding_bound
 from ._matrices import Gram
-from ._solution import (
+from ._solution import Prediction
+from ._spectral import (
     decompose,
     dot,
     INTEGRAL,
     MOVED,
-    Prediction,
     REMAINING,
     Spectrum,
     unit_rounding,

@@ -20,9 +20,10 @@ from ._checks import (
     check_test_kernel,
     guard,
     indefinite,
-    is_known,
 )
-from ._solution import dot, Prediction, unit_rounding
+from ._solution import Prediction
+from ._spectral import dot, unit_rounding
+from ._tracing import is_traced
 
 
 def regularise(
@@ -70,7 +71,7 @@ def _check_factor(
         # False for NaN.
         return ~jnp.all(pivots > unit * jnp.max(jnp.diagonal(k)))
 
-    name, known = "k_train_train", k if is_known(k) else None
+    name, known = "k_train_train", None if is_traced(k) else k
     describe = lambda _: indefinite(name, known, _singular)
     return guard(factor, is_bad, describe, indefinite(name, None, _singular))
 

@@ -52,7 +52,7 @@ def check_scale(layer: object, name: str, value: Array | None) -> None:
         )
 
 
-def check_finite(layer: object, name: str, value: Array) -> None:
+def check_number(layer: object, name: str, value: Array) -> None:
     """Any real number. Arrays under transformations pass."""
     if is_traced(value) or not isinstance(value, jax.Array):
         return

@@ -1,8 +1,4 @@
-"""What inference returns, and functions of symmetric matrices with safe derivatives."""
-
-import functools as ft
-from collections.abc import Callable
-from typing import NamedTuple
+"""What inference returns."""
 
 import equinox as eqx
 import jax
@@ -10,255 +6,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._checks import guard, indefinite, is_known
-
-
-# Products are exact to the dtype's precision on all hardware.
-dot = ft.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-
-def unit_rounding(n: int, dtype) -> float:
-    """Bound on the rounding of sums of `n` terms, relative to their absolute values.
-
-    At least 16 ULPs, as entries are rounded too, however few there are.
-    """
-    return max(n, 16) * float(jnp.finfo(dtype).eps)
-
-
-#
-# Functions of symmetric matrices
-#
-
-
-class Spectral(NamedTuple):
-    r"""A function $g$ of symmetric matrices, given by its values on eigenvalues.
-
-    - `value(l, s)`: $g(l)$, given a parameter `s`.
-    - `slope(a, b, s)`: the divided difference $(g(a) - g(b)) / (a - b)$, which is
-        $g'(a)$ if both are the same.
-    - `rate(l, s)`: the derivative by `s`.
-    """
-
-    value: Callable[..., Array]
-    slope: Callable[..., Array]
-    rate: Callable[..., Array]
-
-
-@eqx.filter_custom_jvp
-@eqx.filter_jit
-def spectral_apply(
-    k: Float[Array, "n n"],
-    eigenvalues: Float[Array, " n"],
-    eigenvectors: Float[Array, "n n"],
-    s: Float[Array, ""] | None,
-    v: Float[Array, "n m"],
-    *,
-    fn: Spectral,
-) -> Float[Array, "n m"]:
-    r"""$g(K) v$, with derivatives that are finite at repeated eigenvalues.
-
-    JAX differentiates eigenvectors, which at repeated eigenvalues have no derivative.
-    But $g(K)$ has one (Daleckii and Krein 1965): in the basis of eigenvectors,
-    $dg_{ij} = dK_{ij} (g(l_i) - g(l_j)) / (l_i - l_j)$.
-
-    Derivatives of second order are those of JAX, so for distinct eigenvalues only.
-
-    **Arguments:**
-
-    - `k`: a symmetric matrix, which only serves to be differentiated.
-    - `eigenvalues`, `eigenvectors`: its decomposition.
-    - `s`: the parameter of `fn`.
-    - `v`: what to multiply.
-    - `fn`: the function $g$.
-    """
-    del k
-    return dot(eigenvectors, fn.value(eigenvalues, s)[:, None] * dot(eigenvectors.T, v))
-
-
-@spectral_apply.def_jvp
-@eqx.filter_jit
-def _spectral_apply_jvp(primals, tangents, *, fn):
-    k, l, u, s, v = primals
-    # The tangents of the decomposition are those of `k`, in another form.
-    t_k, _, _, t_s, t_v = tangents
-    uv = dot(u.T, v)
-    t_uv = jnp.zeros_like(uv)
-    if t_k is not None:
-        slope = fn.slope(l[:, None], l[None, :], s)
-        t_uv = t_uv + dot(slope * dot(dot(u.T, (t_k + t_k.T) / 2), u), uv)
-    if t_s is not None:
-        t_uv = t_uv + t_s * fn.rate(l, s)[:, None] * uv
-    if t_v is not None:
-        t_uv = t_uv + fn.value(l, s)[:, None] * dot(u.T, t_v)
-    return spectral_apply(k, l, u, s, v, fn=fn), dot(u, t_uv)
-
-
-def _safe_sqrt(x: Array) -> Array:
-    # Both `where`s, as the derivative at zero would be NaN times zero.
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
-
-
-def _slope_of_sqrt(a: Array, b: Array, s: None) -> Array:
-    del s
-    total = _safe_sqrt(a) + _safe_sqrt(b)
-    # Zero eigenvalues stay zero as far as derivatives know.
-    return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
-
-
-_sqrt = Spectral(
-    value=lambda l, s: _safe_sqrt(l),
-    slope=_slope_of_sqrt,
-    rate=lambda l, s: jnp.zeros_like(l),
-)
-
-
-#
-# Functions of an eigenvalue l >= 0 and of the time s = t / N. At infinite time,
-# directions of eigenvalue zero have not moved. Each `where` comes with another that
-# keeps infinity and zero out of the branch not taken, as derivatives would be NaN.
-#
-
-
-def _decay(l: Array, s: Array) -> Array:
-    """`exp(-l s)`."""
-    finite = jnp.isfinite(s)
-    value = jnp.exp(-l * jnp.where(finite, s, 1))
-    return jnp.where(finite, value, jnp.where(l > 0, 0, 1).astype(value.dtype))
-
-
-def _integral(l: Array, s: Array) -> Array:
-    """The integral of `_decay` from 0 to `s`: `(1 - exp(-l s)) / l`, or `s` at 0."""
-    finite, positive = jnp.isfinite(s), l > 0
-    time, rate = jnp.where(finite, s, 1), jnp.where(positive, l, 1)
-    value = jnp.where(positive, -jnp.expm1(-rate * time) / rate, time)
-    return jnp.where(finite, value, jnp.where(positive, 1 / rate, 0))
-
-
-def _moved(l: Array, s: Array) -> Array:
-    """`1 - exp(-l s)`."""
-    finite = jnp.isfinite(s)
-    value = -jnp.expm1(-l * jnp.where(finite, s, 1))
-    return jnp.where(finite, value, jnp.where(l > 0, 1, 0).astype(value.dtype))
-
-
-def _slope_of_moved(a: Array, b: Array, s: Array) -> Array:
-    low, high = jnp.minimum(a, b), jnp.maximum(a, b)
-    finite = jnp.isfinite(s)
-    # Both zero: the rank is taken not to change.
-    limit = jnp.where((low > 0) | (high == 0), 0, 1 / jnp.where(high > 0, high, 1))
-    time = jnp.where(finite, s, 1)
-    return jnp.where(finite, _decay(low, time) * _integral(high - low, time), limit)
-
-
-def _slope_of_integral(a: Array, b: Array, s: Array) -> Array:
-    low, high = jnp.minimum(a, b), jnp.maximum(a, b)
-    # Follows from `l * _integral(l, s) == _moved(l, s)`. Digits cancel if `high * s` is
-    # small, even zero: there the power series below it is exact instead.
-    series = (high == 0) | (high * s < 1)
-    safe = jnp.where(series, 1, high)
-    by_difference = (_slope_of_moved(a, b, s) - _integral(low, s)) / safe
-    time = jnp.where(series & jnp.isfinite(s), s, 0)
-    x, y = low * time, high * time
-    # sum_k (-1)^(k + 1) h_k(x, y) / (k + 2)!, where h_k = sum_i x^i y^(k - i) <= k + 1:
-    # the terms after the 18th are below float64's rounding.
-    power = symmetric = jnp.ones_like(x)
-    coefficient = -0.5
-    total = coefficient * symmetric
-    for k in range(1, 19):
-        power = power * x
-        symmetric = power + y * symmetric
-        coefficient = -coefficient / (k + 2)
-        total = total + coefficient * symmetric
-    return jnp.where(series, time**2 * total, by_difference)
-
-
-MOVED = Spectral(_moved, _slope_of_moved, lambda l, s: l * _decay(l, s))
-REMAINING = Spectral(
-    _decay, lambda a, b, s: -_slope_of_moved(a, b, s), lambda l, s: -l * _decay(l, s)
-)
-# Its value leaves out directions of eigenvalue zero: see `Spectrum.null_integral`.
-# The derivatives by the matrix and by time have them.
-INTEGRAL = Spectral(
-    lambda l, s: jnp.where(l > 0, _integral(l, s), 0),
-    _slope_of_integral,
-    lambda l, s: jnp.where(jnp.isfinite(s), _decay(l, s), 0),
-)
-
-
-_negative = (
-    "its lowest eigenvalue is too negative to be zero up to rounding, so it is not a "
-    "kernel, and training would diverge."
-)
-
-
-class Spectrum(eqx.Module):
-    """A positive semi-definite matrix and its eigendecomposition.
-
-    - `k`: the matrix.
-    - `eigenvalues`: ascending. Those which cannot be told from zero are zero.
-    - `eigenvectors`: the columns.
-    """
-
-    k: Float[Array, "n n"]
-    eigenvalues: Float[Array, " n"]
-    eigenvectors: Float[Array, "n n"]
-
-    def apply(
-        self, fn: Spectral, s: Float[Array, ""], v: Float[Array, "n m"]
-    ) -> Float[Array, "n m"]:
-        """The function of the matrix, times `v`."""
-        l, u = self.eigenvalues, self.eigenvectors
-        return spectral_apply(self.k, l, u, s, v, fn=fn)
-
-    def null_part(self, v: Float[Array, "n m"]) -> Float[Array, "n m"]:
-        """`v` projected to the directions of eigenvalue zero."""
-        null = (self.eigenvalues == 0).astype(v.dtype)[:, None]
-        # The rule of `INTEGRAL` has the derivative by the matrix.
-        u = jax.lax.stop_gradient(self.eigenvectors)
-        return dot(u, null * dot(u.T, v))
-
-    def null_integral(
-        self, share: Array, noise: Array, size: Array, s: Float[Array, ""]
-    ) -> Float[Array, "..."]:
-        """What directions of eigenvalue zero add to `INTEGRAL`: `s` times `share`.
-
-        Joint kernels of train and test are positive, so that their `share` is zero: it
-        is rounding of terms of size `size`, and must not be multiplied by large times.
-        `noise` has the values of `share`, but not its derivative by the test kernel,
-        which is no rounding.
-        """
-        unit = unit_rounding(len(self.k), share.dtype)
-        l = jax.lax.stop_gradient(self.eigenvalues)
-        lowest = jnp.min(jnp.where(l > 0, l, jnp.inf))
-        # Rounding turns a null vector by `eps * max(l) / l[k]` towards the `k`th, whose
-        # share is at most `sqrt(l[k])`. It matters once that has moved: `l[k] * s > 1`.
-        worst = jnp.max(l) * jnp.minimum(jax.lax.stop_gradient(s), 1 / lowest)
-        unit = unit * jnp.sqrt(jnp.maximum(worst, 1))
-        share = share - jnp.where(jnp.abs(share) <= unit * size, noise, 0)
-        # The rule of `INTEGRAL` has the derivative by time.
-        return share * jax.lax.stop_gradient(jnp.where(jnp.isfinite(s), s, 0))
-
-
-def decompose(name: str, k: Float[Array, "n n"]) -> Spectrum:
-    """**Raises:** `ValueError` if `k`, named `name`, has a negative eigenvalue."""
-    l, u = jnp.linalg.eigh(k)
-    known = k if is_known(k) else None
-    high = lambda l: jnp.max(jnp.abs(l))
-    l = guard(
-        l,
-        lambda l: l[0] < -unit_rounding(len(l), l.dtype) * high(l),
-        lambda _: indefinite(name, known, _negative),
-        indefinite(name, None, _negative),
-    )
-    # LAPACK finds zero eigenvalues to within 1.5 ULPs of the largest one, for all sizes
-    # (tried up to 600). A bound that grows with `n`, as is usual for ranks, would in
-    # float32 take true eigenvalues of a thousand points for zero.
-    return Spectrum(k, jnp.where(l <= unit_rounding(1, l.dtype) * high(l), 0, l), u)
-
-
-#
-# Predictions
-#
+from ._checks import guard
+from ._spectral import safe_sqrt, spectral_apply, SQRT, unit_rounding
+from ._tracing import is_traced
 
 
 _no_covariance = (
@@ -277,7 +27,7 @@ def _check_covariance(x: Array, tolerance: Array) -> Array:
     """Raises if some of `x`, eigenvalues or variances, are below `-tolerance`."""
     lowest = lambda x: jnp.min(x, axis=-1) + tolerance
     describe = lambda x: f"{_not_covariance} The lowest is {jnp.min(x):.1e}."
-    if not is_known(tolerance):
+    if is_traced(tolerance):
         return eqx.error_if(x, jnp.any(lowest(x) < 0), _not_covariance)
     return guard(x, lambda x: jnp.any(lowest(x) < 0), describe, _not_covariance)
 
@@ -321,7 +71,7 @@ class Prediction(eqx.Module):
         """
         covariance, tolerance = self._covariance()
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        return _safe_sqrt(_check_covariance(variance, tolerance))
+        return safe_sqrt(_check_covariance(variance, tolerance))
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, " n *times_test_outputs"]:
         """Functions drawn from the distribution.
@@ -353,7 +103,7 @@ class Prediction(eqx.Module):
         noise = jr.normal(key, (n_test, n, *outputs), self.mean.dtype)
         noise = noise.reshape(n_test, -1).astype(covariance.dtype)
         # The symmetric root, as that of eigenvectors would jump with their signs.
-        root = lambda k, l, u: spectral_apply(k, l, u, None, noise, fn=_sqrt)
+        root = lambda k, l, u: spectral_apply(k, l, u, None, noise, fn=SQRT)
         for _ in range(axis):
             root = jax.vmap(root)
         change = root(covariance, l, u).reshape(*covariance.shape[:-1], n, *outputs)

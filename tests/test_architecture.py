@@ -43,6 +43,7 @@ _order = [
     "_tiles",
     "_gram",
     "_store",
+    "_spectral",
     "_solution",
     "_gp",
     "_flow",

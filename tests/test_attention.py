@@ -261,7 +261,7 @@ def test_finite_networks(name, getkey):
     assert np.all(np.abs(mean - limit) < 4 * error + 3 / size * scale)
 
 
-@_each
+@_some
 def test_weights(name, getkey):
     x = jr.normal(getkey(), (3, 2, 5), jnp.float32)
     net = _drawn(name, x, getkey())

@@ -40,8 +40,8 @@ _all = pytest.mark.parametrize("name", _pointwise)
 #
 
 # At nine standard deviations the density is 1e-18. With so many panels and points,
-# analytic functions are integrated up to rounding.
-_end, _panels, _points = 9.0, 20, 12
+# analytic functions are integrated to ten digits and more.
+_end, _panels, _points = 9.0, 16, 12
 
 
 def _nodes(start, end):
@@ -196,9 +196,9 @@ def test_identical(name):
     q = np.asarray([1e-3, 0.3, 1.0, 4.0])
     value, ntk = _dual(layer, q, q, q)
     want = [_expectation(f, x, x, x) for x in q]
-    np.testing.assert_allclose(value, want, rtol=1e-12)
+    np.testing.assert_allclose(value, want, rtol=1e-10)
     want = [_expectation(derivative, x, x, x) for x in q]
-    np.testing.assert_allclose(ntk, want, rtol=1e-12)
+    np.testing.assert_allclose(ntk, want, rtol=1e-10)
 
 
 @_all
@@ -225,7 +225,7 @@ def test_zero_variance(name, dtype):
     if isinstance(layer, inn.Erf):
         # `f'(0)` times the mean of `f'`.
         a, b = float(layer.a), float(layer.b)
-        want = 4 / np.pi * (a * b) ** 2 / np.sqrt((1 + 2 * b**2 * (q1 + q2)))
+        want = 4 / np.pi * (a * b) ** 2 / np.sqrt(1 + 2 * b**2 * (q1 + q2))
     else:
         # A kink counts as the mean of its slopes.
         a, b = map(float, layer.slopes(np.dtype(float)))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from infinitenet._solution import (
+from infinitenet._solution import Prediction
+from infinitenet._spectral import (
     decompose,
     INTEGRAL,
     MOVED,
-    Prediction,
     REMAINING,
     spectral_apply,
 )

@@ -270,8 +270,10 @@ def test_roots(dtype):
 @_dtypes
 def test_roots_of_zero(dtype):
     q = jnp.zeros((), dtype)
+    each = []
     for i in range(2):
         root = lambda q, i=i: roots(q)[i]
-        for fn in (root, jax.grad(root), jax.grad(jax.grad(root)), jax.jacfwd(root)):
-            assert fn(q) == 0
-            np.testing.assert_array_equal(jax.jit(jax.vmap(fn))(q[None]), [0])
+        each += [root, jax.grad(root), jax.grad(jax.grad(root)), jax.jacfwd(root)]
+    all_of = lambda q: jnp.stack([fn(q) for fn in each])
+    np.testing.assert_array_equal(jax.jit(all_of)(q), 0)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(all_of))(jnp.stack([q, q])), 0)

@@ -97,13 +97,15 @@ class SelfAttention(AbstractLayer):
     $$
 
     where $s$ is the size of the keys if `linear_scaling`, which also ties queries to keys,
-    $Q_h = K_h$; otherwise it is the root of that size. The output is
-    $\sigma_O / \sqrt{H N_V} \sum_h O_h z_h(a) + \sigma_b b$. Queries and keys, and perhaps
-    values, are of tokens with an embedding of their position, which is trained and common
-    to all inputs.
+    $Q_h = K_h$; otherwise it is the root of that size. The output of $H$ heads, of values
+    of size $N_V$, is $\sigma_O / \sqrt{H N_V} \sum_h O_h z_h(a) + \sigma_b b$. Queries and
+    keys, and perhaps values, are of tokens with an embedding of their position, which is
+    trained and common to all inputs.
 
     At an infinite number of heads, and of channels of each, let $k$ be the covariance of
-    tokens and $\tilde k$ that of tokens with embeddings. With linear scaling
+    tokens, and $\tilde k$ that of tokens with embeddings of correlations $R$ and standard
+    deviation $\sigma_P$: $k + \sigma_P^2 R$ if they are added, the mean of $k$ and
+    $\sigma_P^2 R$, weighted by channels, if they are concatenated. With linear scaling
 
     $$
     k'_{12} = \sigma_O^2 \sigma_V^2\, G_1 k_{12} G_2^\top + \sigma_b^2,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._covariance import Covariance, Pairs
-from .._hyperparameters import check_finite, to_scalar
+from .._hyperparameters import check_number, to_scalar
 from .._kernel import Demand, Kernel
 from .._layer import AbstractLayer
 from .._path import LayerError
@@ -92,7 +92,7 @@ class ABRelu(AbstractABRelu):
     + a b k$ with $\cos\theta = k / \sqrt{q_1 q_2}$.
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1), for
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2, for
         $a = 0, b = 1$; the others follow as $\phi(x) = b \max(x, 0) - a \max(-x, 0)$.
     """
 
@@ -100,8 +100,8 @@ class ABRelu(AbstractABRelu):
     b: Float[Array, ""] = eqx.field(converter=to_scalar)
 
     def __check_init__(self):
-        check_finite(self, "a", self.a)
-        check_finite(self, "b", self.b)
+        check_number(self, "a", self.a)
+        check_number(self, "b", self.b)
 
     def slopes(self, dtype):
         return self.a.astype(dtype), self.b.astype(dtype)
@@ -118,13 +118,13 @@ class LeakyRelu(AbstractABRelu):
     r"""$\phi(x) = \alpha \min(x, 0) + \max(x, 0)$: see [`infinitenet.ABRelu`][].
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1).
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2.
     """
 
     alpha: Float[Array, ""] = eqx.field(converter=to_scalar)
 
     def __check_init__(self):
-        check_finite(self, "alpha", self.alpha)
+        check_number(self, "alpha", self.alpha)
 
     def slopes(self, dtype):
         return self.alpha.astype(dtype), 1.0
@@ -140,7 +140,7 @@ class Relu(AbstractABRelu):
     r"""$\phi(x) = \max(x, 0)$: see [`infinitenet.ABRelu`][].
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1).
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2.
     """
 
     def slopes(self, dtype):
@@ -152,7 +152,7 @@ class Abs(AbstractABRelu):
     r"""$\phi(x) = |x|$: see [`infinitenet.ABRelu`][].
 
     ??? cite "Reference"
-        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2 (the kernel of degree 1).
+        Cho & Saul, Kernel Methods for Deep Learning, NeurIPS 2009: section 2.
     """
 
     def slopes(self, dtype):
@@ -167,7 +167,7 @@ class Erf(AbstractPointwise):
     q_2)}} + c^2$.
 
     ??? cite "Reference"
-        Williams, Computing with Infinite Networks, NeurIPS 1996: section 3.1 (sigmoidal transfer function).
+        Williams, Computing with Infinite Networks, NeurIPS 1996: section 3.1.
     """
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
@@ -176,7 +176,7 @@ class Erf(AbstractPointwise):
 
     def __check_init__(self):
         for name in "abc":
-            check_finite(self, name, getattr(self, name))
+            check_number(self, name, getattr(self, name))
 
     def __call__(self, x, *, key=None):
         del key
