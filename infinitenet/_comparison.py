@@ -137,7 +137,9 @@ class Comparison(eqx.Module):
 
 
 def compare(
-    outputs: Float[Array, "..."], prediction: Prediction, y: ArrayLike | None = None
+    outputs: Float[Array, "..."] | None,
+    prediction: Prediction,
+    y: ArrayLike | None = None,
 ) -> Comparison:
     """Compares a finite ensemble with the infinite one, on the same inputs and times.
 
@@ -162,6 +164,11 @@ def compare(
 
     **Raises:** `ValueError` if shapes do not match or if there are less than 2 networks.
     """
+    if outputs is None:
+        raise ValueError(
+            "`outputs` were not recorded: use `train_ensemble` with `keep_outputs=True`, "
+            "and with `x_test` for those on test inputs."
+        )
     # The tolerance bounds the rounding of all variances together.
     _, tolerance = prediction._covariance()
     least = jnp.sqrt(tolerance / prediction.std.shape[-1])

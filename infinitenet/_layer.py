@@ -52,12 +52,12 @@ class AbstractLayer(eqx.Module):
         """What the layer must be given, for its outputs to meet a demand."""
         return demand
 
-    def draw(self, key: PRNGKeyArray, signal: Any) -> "AbstractLayer":
+    def draw(self, key: PRNGKeyArray, signal: Any) -> Any:
         """This layer with weights for inputs such as this one."""
         del key, signal
         return self
 
-    def init(self, key: PRNGKeyArray, x: Examples) -> "AbstractLayer":
+    def init(self, key: PRNGKeyArray, x: Examples) -> Any:
         """Draws a finite network.
 
         **Arguments:**
@@ -124,7 +124,7 @@ class AbstractCombinator(AbstractLayer):
     """A layer made of layers, or one that takes a tuple of inputs."""
 
 
-def check(layer: AbstractLayer, signal: Signals) -> Signals:
+def check(layer: AbstractLayer, signal: Signals) -> Any:
     """`layer.check(signal)`, where simple layers take single arrays only."""
     if not isinstance(signal, Signal) and not isinstance(layer, AbstractCombinator):
         raise LayerError(
@@ -189,7 +189,7 @@ _of_inputs = eqx.filter_jit(
 _infinite = eqx.filter_jit(lambda layer, kernel: layer.infinite(kernel))
 
 
-def infinite(layer: AbstractLayer, kernel: Kernels) -> Kernels:
+def infinite(layer: AbstractLayer, kernel: Kernels) -> Any:
     """`layer.infinite(kernel)`, where each simple layer is compiled by itself.
 
     XLA on CPU would fuse the layers of a network, such that a convolution evaluates

@@ -1,5 +1,7 @@
 """Kernel matrices, as computed by `gram` and consumed by inference."""
 
+from typing import Any
+
 import equinox as eqx
 from jaxtyping import Array, Float
 
@@ -8,8 +10,9 @@ class Gram(eqx.Module):
     """Kernel matrices between two sets of inputs: what [`infinitenet.gram`][] returns.
 
     Networks that keep positions to the end have further axes, those of the positions,
-    after the first two.
+    after the first two. `ntk` is `None` if it was not asked for.
     """
 
     nngp: Float[Array, "n1 n2 *positions"]
-    ntk: Float[Array, "n1 n2 *positions"] | None
+    # Not `| None`, as type checkers cannot tell that it was asked for.
+    ntk: Float[Array, "n1 n2 *positions"] | Any

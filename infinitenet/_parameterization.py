@@ -56,6 +56,9 @@ class NTKParameterization(AbstractParameterization):
         Jacot, Gabriel & Hongler, Neural Tangent Kernel, NeurIPS 2018: section 2.
     """
 
+    def __repr__(self):
+        return repr("ntk")
+
     def outputs(self, width):
         return width
 
@@ -90,6 +93,9 @@ class StandardParameterization(AbstractParameterization):
     def __check_init__(self):
         if len(self.s) != 2 or min(self.s) < 1:
             raise ValueError(f"`s` must be two positive integers, but it is {self.s}.")
+
+    def __repr__(self):
+        return repr("standard") if self.s == (1, 1) else f"{type(self).__name__}({self.s})"
 
     def outputs(self, width):
         return self.s[1] * width

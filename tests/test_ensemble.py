@@ -30,6 +30,11 @@ def _member(ensemble, i):
     return jax.tree.map(lambda a: a[i] if eqx.is_array(a) else a, ensemble)
 
 
+def _train(ensemble, data, optimiser, steps, **options):
+    x, y = data
+    return inn.train_ensemble(ensemble, x, y, optimiser, steps, **options)
+
+
 def _plain(net, x, y, optimiser, steps):
     """One network, by a loop of separate steps; all its losses and all its outputs."""
     weights, rest = eqx.partition(net, inn.trainable(net))
@@ -89,6 +94,8 @@ def test_members_are_single_networks(name, members_at_once, ensemble, data):
         members_at_once=members_at_once,
     )
     assert trained.steps.tolist() == [0, 1, 2, 5, 12]
+    assert trained.train_outputs is not None
+    assert trained.test_outputs is not None and trained.test_loss is not None
     assert trained.test_outputs.shape == (5, 3, 2, 1)
     # Optax computes schedules in float32, and compiled together they round differently.
     rtol = 1e-5 if name == "schedule" else 1e-9
@@ -104,22 +111,23 @@ def test_members_are_single_networks(name, members_at_once, ensemble, data):
 
 
 def test_records_do_not_depend_on_each_other(ensemble, data):
-    each = inn.train_ensemble(ensemble, *data, optax.adam(0.01), range(301))
-    few = inn.train_ensemble(ensemble, *data, optax.adam(0.01), 300)
+    each = _train(ensemble, data, optax.adam(0.01), range(301))
+    few = _train(ensemble, data, optax.adam(0.01), 300)
     assert few.steps[0] == 0 and few.steps[-1] == 300
     assert 30 < len(few.steps) <= 51
     # Exactly the same program, stopped elsewhere.
     assert jnp.array_equal(each.train_loss[few.steps], few.train_loss)
+    assert each.train_outputs is not None and few.train_outputs is not None
     assert jnp.array_equal(each.train_outputs[few.steps], few.train_outputs)
 
 
 def test_line_search(ensemble, data):
-    trained = inn.train_ensemble(ensemble, *data, optax.lbfgs(), 10)
+    trained = _train(ensemble, data, optax.lbfgs(), 10)
     assert jnp.all(trained.train_loss[-1] < 0.1 * trained.train_loss[0])
 
 
 def test_only_weights_move(ensemble, data):
-    trained = inn.train_ensemble(ensemble, *data, optax.adamw(0.1), 3).ensemble
+    trained = _train(ensemble, data, optax.adamw(0.1), 3).ensemble
     is_weight = inn.trainable(ensemble)
     for inverse in (False, True):
         before, after = (
@@ -149,9 +157,7 @@ def test_other_loss(ensemble, data):
 
 
 def test_outputs_may_be_left_out(ensemble, data):
-    trained = inn.train_ensemble(
-        ensemble, *data, optax.sgd(0.1), 4, x_test=data[0], keep_outputs=False
-    )
+    trained = _train(ensemble, data, optax.sgd(0.1), 4, x_test=data[0], keep_outputs=False)
     assert trained.train_outputs is None and trained.test_outputs is None
     assert trained.test_loss is None
     assert trained.train_loss.shape == (5, 3)
@@ -159,7 +165,7 @@ def test_outputs_may_be_left_out(ensemble, data):
 
 
 def test_times(ensemble, data):
-    trained = inn.train_ensemble(ensemble, *data, optax.sgd(0.1), [0, 2, 5])
+    trained = _train(ensemble, data, optax.sgd(0.1), [0, 2, 5])
     _allclose(trained.times(0.1), [0, 0.2, 0.5])
     schedule = optax.linear_schedule(0.0, 1.0, 4)
     _allclose(trained.times(schedule), [0, 0.25, 0.25 + 0.5 + 0.75 + 1])
@@ -167,9 +173,9 @@ def test_times(ensemble, data):
 
 def test_progress(ensemble, data):
     calls = []
-    inn.train_ensemble(
+    _train(
         ensemble,
-        *data,
+        data,
         optax.sgd(0.1),
         10,
         members_at_once=2,
@@ -184,7 +190,7 @@ def test_jit_and_vmap(ensemble, data):
     """A learning rate may be an array."""
 
     def run(ensemble, rate):
-        return inn.train_ensemble(ensemble, *data, optax.sgd(rate), 30)
+        return _train(ensemble, data, optax.sgd(rate), 30)
 
     eager = run(ensemble, jnp.asarray(0.1))
     jitted = eqx.filter_jit(run)(ensemble, jnp.asarray(0.1))
@@ -205,16 +211,16 @@ def test_compiles_once(data, ensemble):
         return inn.half_mse(f, y)
 
     optimiser = optax.sgd(0.1)
-    for steps in (20, [3, 77]):
-        inn.train_ensemble(ensemble, *data, optimiser, steps, loss=loss)
-        first = len(traces) if steps == 20 else first
-    # Another run traces it again to check its result, and to evaluate it at the start.
+    _train(ensemble, data, optimiser, 20, loss=loss)
+    first = len(traces)
+    _train(ensemble, data, optimiser, [3, 77], loss=loss)
+    # Once to check what it returns, and once to evaluate it at the start.
     assert len(traces) <= first + 2
 
 
 def test_divergence(ensemble, data):
     with pytest.raises(ValueError, match=r"at step \d+, the loss of 3 of the 3.*max_lea"):
-        inn.train_ensemble(ensemble, *data, optax.sgd(1e3), 5000)
+        _train(ensemble, data, optax.sgd(1e3), 5000)
 
     def loss(f, y):
         return jnp.where(jnp.mean((f - y) ** 2) < 1e-2, jnp.nan, inn.half_mse(f, y))
@@ -270,6 +276,7 @@ def wide():
     x = jnp.asarray([[-2.0], [-0.4], [0.7], [2.2]])
     y, x_test = jnp.sin(x), jnp.linspace(-3, 3, 5)[:, None]
     k = inn.gram(net, x)
+    assert k.ntk is not None
     rate = float(inn.max_learning_rate(k.ntk)) / 30
     ensemble = inn.draw_ensemble(net, jr.key(1), x[0], 32)
     trained = inn.train_ensemble(
@@ -327,6 +334,7 @@ def test_compare_without_times(getkey):
     error = abs(losses.mean() - inn.expected_loss(prediction, y))
     assert error < 4 * losses.std() / 200
     # The standard deviation of a sample standard deviation of heavy tails: a few per cent.
+    assert got.loss_std is not None
     np.testing.assert_allclose(got.loss_std, losses.std(), rtol=0.05)
     assert repr(got).startswith("<Comparison of 50 networks: z-scores")
     with pytest.raises(ValueError, match="give `y`"):
@@ -339,6 +347,8 @@ def test_compare_bad_inputs(getkey):
     for bad in (f[0], f[:, :2], f[None]):
         with pytest.raises(ValueError, match="`outputs` must have shape"):
             inn.compare(bad, prediction)
+    with pytest.raises(ValueError, match="`keep_outputs=True`"):
+        inn.compare(None, prediction)
     with pytest.raises(ValueError, match="at least 2 networks"):
         inn.compare(f[:1], prediction)
     with pytest.raises(ValueError, match="NaN"):

@@ -13,7 +13,7 @@ _vectors = np.ones((2, 3))
 _images = np.ones((2, 6, 6, 3))
 
 
-def _gram(layers, x=_vectors, **options):
+def _gram(layers, x: np.ndarray = _vectors, **options):
     return inn.gram(inn.Sequential(layers), x, **options)
 
 

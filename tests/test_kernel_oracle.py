@@ -22,7 +22,7 @@ _x64, _x32 = np.float64, np.float32
 _tolerance = 1e-10
 
 
-def _inputs(case, dtype=_x64):
+def _inputs(case, dtype: type = _x64):
     return [_arrays[case["inputs"][x]].astype(dtype) for x in ("x1", "x2")]
 
 
@@ -67,8 +67,8 @@ def test_float32(name):
     case = _cases[name]
     x1, x2 = _inputs(case, _x32)
     net, demand = build(case["layers"]), _demand(case)
-    for pair, args in (("12", (x1, x2)), ("11", (x1,))):
-        gram = inn.gram(net, *args, demand=demand)
+    for pair, second in (("12", x2), ("11", None)):
+        gram = inn.gram(net, x1, second, demand=demand)
         assert gram.nngp.dtype == gram.ntk.dtype == _x32
         _check(case, gram, pair, 1e-5)
 

@@ -41,7 +41,7 @@ _all = pytest.mark.parametrize("name", _pointwise)
 
 # At nine standard deviations the density is 1e-18. With so many panels and points,
 # analytic functions are integrated to ten digits and more.
-_end, _panels, _points = 9.0, 16, 12
+_end, _panels, _points = 9.0, 16, 16
 
 
 def _nodes(start, end):

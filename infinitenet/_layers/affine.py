@@ -11,6 +11,7 @@ from equinox import AbstractVar
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._covariance import Covariance
+from .._custom_types import Scalar, Sizes
 from .._hyperparameters import (
     check_scale,
     check_width,
@@ -24,7 +25,6 @@ from .._kernel import Kernel
 from .._layer import AbstractLayer, uninitialised
 from .._parameterization import (
     AbstractParameterization,
-    NTKParameterization,
     to_parameterization,
 )
 from .._path import LayerError
@@ -141,12 +141,38 @@ class Dense(AbstractAffine):
     """
 
     width: int = eqx.field(static=True)
-    W_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    b_std: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
-    parameterization: AbstractParameterization = eqx.field(
-        default=NTKParameterization(), converter=to_parameterization, kw_only=True
-    )
-    weights: AffineWeights | None = eqx.field(default=None, kw_only=True)
+    W_std: Float[Array, ""]
+    b_std: Float[Array, ""] | None
+    parameterization: AbstractParameterization
+    weights: AffineWeights | None
+
+    def __init__(
+        self,
+        width: int,
+        W_std: Scalar = 1.0,
+        b_std: Scalar | None = None,
+        *,
+        parameterization: AbstractParameterization | str = "ntk",
+    ):
+        """**Arguments:**
+
+        - `width`: number of output channels. It does not matter to the infinite network,
+            except in standard parameterization.
+        - `W_std`: standard deviation of the weights, times the square root of the fan-in.
+            Scalar, differentiable.
+        - `b_std`: standard deviation of the biases, in units of the output. Scalar,
+            differentiable. `None` for no biases. (In standard parameterization biases that
+            start at zero, `b_std=0.0`, differ from none: they are trained.)
+        - `parameterization`: `"ntk"`, `"standard"`, or an
+            [`infinitenet.AbstractParameterization`][].
+
+        **Raises:** `ValueError` for arguments that make no sense.
+        """
+        self.width = width
+        self.W_std = to_scalar(W_std)
+        self.b_std = to_optional_scalar(b_std)
+        self.parameterization = to_parameterization(parameterization)
+        self.weights = None
 
     def filter_for(self, signal):
         return (), signal.spatial
@@ -177,21 +203,48 @@ class Conv(AbstractAffine):
     """
 
     width: int = eqx.field(static=True)
-    filter_shape: tuple[int, ...] = eqx.field(static=True, converter=to_sizes)
-    strides: tuple[int, ...] | None = eqx.field(
-        default=None, static=True, converter=to_optional_sizes
-    )
-    padding: str = eqx.field(default="VALID", static=True)
-    W_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    b_std: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
-    parameterization: AbstractParameterization = eqx.field(
-        default=NTKParameterization(), converter=to_parameterization, kw_only=True
-    )
-    weights: AffineWeights | None = eqx.field(default=None, kw_only=True)
+    filter_shape: tuple[int, ...] = eqx.field(static=True)
+    strides: tuple[int, ...] | None = eqx.field(static=True)
+    padding: str = eqx.field(static=True)
+    W_std: Float[Array, ""]
+    b_std: Float[Array, ""] | None
+    parameterization: AbstractParameterization
+    weights: AffineWeights | None
+
+    def __init__(
+        self,
+        width: int,
+        filter_shape: Sizes | int,
+        strides: Sizes | int | None = None,
+        padding: str = "VALID",
+        W_std: Scalar = 1.0,
+        b_std: Scalar | None = None,
+        *,
+        parameterization: AbstractParameterization | str = "ntk",
+    ):
+        """**Arguments:**
+
+        - `width`: number of output channels. It does not matter to the infinite network,
+            except in standard parameterization.
+        - `filter_shape`: positions that the filter spans, along each spatial dimension.
+            Inputs are of shape `(*spatial, channels)`, with as many spatial dimensions.
+        - `strides`: steps between outputs, along each spatial dimension; 1 by default.
+        - `padding`: `"VALID"`, `"SAME"` (zeros outside of the input) or `"CIRCULAR"`.
+        - `W_std`, `b_std`, `parameterization`: as for [`infinitenet.Dense`][].
+
+        **Raises:** `ValueError` for arguments that make no sense.
+        """
+        self.width = width
+        self.filter_shape = to_sizes(filter_shape)
+        self.strides = to_optional_sizes(strides)
+        self.padding = padding
+        self.W_std = to_scalar(W_std)
+        self.b_std = to_optional_scalar(b_std)
+        self.parameterization = to_parameterization(parameterization)
+        self.weights = None
 
     def __check_init__(self):
-        window = self.window
-        check_window(self, "filter_shape", *window)
+        check_window(self, "filter_shape", *self.window)
 
     @property
     def window(self) -> Window:
@@ -222,33 +275,3 @@ class Conv(AbstractAffine):
 
     def mix(self, cov):
         return cov.window(self.window)
-
-
-_AFFINE_ARGUMENTS = """
-- `W_std`: standard deviation of the weights, times the square root of the fan-in. Scalar,
-    differentiable.
-- `b_std`: standard deviation of the biases, in units of the output; scalar,
-    differentiable. `None` for no biases. (In standard parameterization biases that start
-    at zero, `b_std=0.0`, differ from none: they are trained.)
-- `parameterization`: `"ntk"`, `"standard"`, or a
-    [`infinitenet.AbstractParameterization`][].
-
-**Raises:** `ValueError` for arguments that make no sense.
-"""
-
-Dense.__init__.__doc__ = f"""**Arguments:**
-
-- `width`: number of output channels. It does not matter to the infinite network, except
-    in standard parameterization.
-{_AFFINE_ARGUMENTS.strip()}
-"""
-
-Conv.__init__.__doc__ = f"""**Arguments:**
-
-- `width`: number of output channels, as for [`infinitenet.Dense`][].
-- `filter_shape`: positions that the filter spans, along each spatial dimension. Inputs
-    are of shape `(*spatial, channels)`, with as many spatial dimensions.
-- `strides`: steps between outputs, along each spatial dimension; 1 by default.
-- `padding`: `"VALID"`, `"SAME"` (zeros outside of the input) or `"CIRCULAR"`.
-{_AFFINE_ARGUMENTS.strip()}
-"""
