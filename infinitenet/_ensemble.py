@@ -179,7 +179,7 @@ def train_ensemble(
     optimiser = optax.with_extra_args_support(optimiser)
     weights, rest = eqx.partition(ensemble, trainable(ensemble))
     problem = Problem(rest, *train_data, *test_data, optimiser, loss, keep_outputs)
-    with reporting(progress, "training") as report:
+    with reporting(progress, "training", "steps") as report:
         weights, records = train_in_parts(
             problem, weights, stops, n_members, members_at_once, report
         )

@@ -86,7 +86,7 @@ def gram(
     area = choose_area(_program(entry, _one, arrays, *first).largest_array(), memory)
     if is_traced((arrays, x1, x2)):
         return _to_gram(_by_rows(entry, arrays, x1, x2, area))
-    with reporting(progress, "kernel") as report:
+    with reporting(progress, "kernel", "entries") as report:
         out = _to_gram(_by_tiles(entry, arrays, x1, x2, area, report))
     for name, array in (("nngp", out.nngp), ("ntk", out.ntk)):
         if array is not None:

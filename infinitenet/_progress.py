@@ -18,7 +18,9 @@ def _silent(done: int, total: int) -> None:
 
 
 @contextlib.contextmanager
-def reporting(progress: Progress | bool, description: str) -> Iterator[Progress]:
+def reporting(
+    progress: Progress | bool, description: str, unit: str
+) -> Iterator[Progress]:
     """A function to report progress to: that of the user, or a bar of `tqdm`."""
     if callable(progress):
         yield progress
@@ -28,7 +30,7 @@ def reporting(progress: Progress | bool, description: str) -> Iterator[Progress]
         return
     from tqdm.auto import tqdm  # An extra: without it there is no bar.
 
-    with tqdm(desc=description, delay=_DELAY, leave=False, unit="entry") as bar:
+    with tqdm(desc=description, delay=_DELAY, leave=False, unit=f" {unit}") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -22,7 +22,7 @@ _standard = inn.StandardParameterization
 
 
 def _windows(x, size, strides, padding):
-    """Windows of `x`, of shape `(*out, *size, channels)`, and how much of each is inside."""
+    """Windows of `x`, `(*out, *size, channels)`, and how much of each is inside."""
     spatial = x.shape[:-1]
     starts = []
     for n, k, s in zip(spatial, size, strides or (1,) * len(size), strict=True):
@@ -122,9 +122,13 @@ _networks = {
     ),
     "conv2d": (
         [
-            inn.Conv(4, (3, 2), (2, 1), "CIRCULAR", 1.3, parameterization=_standard((1, 2))),
+            inn.Conv(
+                4, (3, 2), (2, 1), "CIRCULAR", 1.3, parameterization=_standard((1, 2))
+            ),
             inn.Relu(),
-            inn.Conv(3, (2, 2), (1, 3), "SAME", 0.9, 0.4, parameterization=_standard((2, 1))),
+            inn.Conv(
+                3, (2, 2), (1, 3), "SAME", 0.9, 0.4, parameterization=_standard((2, 1))
+            ),
             inn.AvgPool((2, 2), (1, 2), "SAME"),
         ],
         (7, 8, 2),
@@ -150,28 +154,46 @@ _networks = {
 }
 
 
+def _init_struct(name, dtype=jnp.float64):
+    """A network as it is after `init`, without numbers for its weights."""
+    layers, shape, _ = _networks[name]
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return eqx.filter_eval_shape(lambda key: inn.Sequential(layers).init(key, x), jr.key(0))
+
+
 @pytest.mark.parametrize("name", _networks)
-def test_call(name, getkey):
+def test_call(name):
     layers, shape, out_shape = _networks[name]
-    net = inn.Sequential(layers)
-    x = np.asarray(jr.normal(getkey(), shape))
-
-    @eqx.filter_jit
-    def init_and_call(key, x):
-        drawn = net.init(key, x)
-        return drawn, drawn(x)
-
-    drawn, got = init_and_call(getkey(), x)
+    rng = np.random.default_rng(0)
+    struct = _init_struct(name)
+    weights = jax.tree.map(
+        lambda w: jnp.asarray(rng.normal(size=w.shape)),
+        eqx.filter(struct, inn.trainable(struct)),
+    )
+    # Hyperparameters come from a network without weights, which has none in their places.
+    net = eqx.combine(weights, _with_hyperparameters(inn.Sequential(layers), struct))
+    x = rng.normal(size=shape)
+    got = eqx.filter_jit(lambda net, x: net(x))(net, jnp.asarray(x))
     assert got.shape == out_shape
-    np.testing.assert_allclose(got, _forward(drawn, x), rtol=1e-12, atol=1e-13)
-    # What is known in advance of a call.
-    for dtype in (np.float64, np.float32):
-        signal = net.check(inn.Signal(shape, np.dtype(dtype)))
-        assert signal.shape == out_shape
-        assert signal.dtype == dtype
-    struct = jax.ShapeDtypeStruct(shape, jnp.float32)
-    _, out = eqx.filter_eval_shape(init_and_call, getkey(), struct)
-    assert (out.shape, out.dtype) == (out_shape, np.float32)
+    np.testing.assert_allclose(got, _forward(net, x), rtol=1e-12, atol=1e-13)
+
+
+def _with_hyperparameters(net, struct):
+    """`struct` with the hyperparameters of `net`, and nothing for its weights."""
+    rest = eqx.filter(struct, inn.trainable(struct), inverse=True)
+    return jax.tree.unflatten(jax.tree.structure(rest), jax.tree.leaves(net))
+
+
+@pytest.mark.parametrize("name", _networks)
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_check(name, dtype):
+    """What is known in advance of a call."""
+    layers, shape, out_shape = _networks[name]
+    signal = inn.Sequential(layers).check(inn.Signal(shape, np.dtype(dtype)))
+    x, net = jax.ShapeDtypeStruct(shape, dtype), _init_struct(name, dtype)
+    out = eqx.filter_eval_shape(lambda net, x: net(x), net, x)
+    assert signal.shape == out.shape == out_shape
+    assert signal.dtype == out.dtype == dtype
 
 
 #
@@ -182,9 +204,7 @@ def test_call(name, getkey):
 @pytest.mark.parametrize("name", _networks)
 def test_trainable(name):
     """Exactly the arrays `W` and `b` are, whichever the network."""
-    layers, shape, _ = _networks[name]
-    x = jax.ShapeDtypeStruct(shape, jnp.float64)
-    net = eqx.filter_eval_shape(lambda key: inn.Sequential(layers).init(key, x), jr.key(0))
+    net = _init_struct(name)
     leaves, _ = jax.tree.flatten_with_path(inn.trainable(net))
     for path, is_trainable in leaves:
         last_two = [getattr(key, "name", None) for key in path[-2:]]
@@ -196,7 +216,7 @@ def test_trainable(name):
         if affine(layer)
     )
     assert sum(is_trainable for _, is_trainable in leaves) == expected > 0
-    assert not any(jax.tree.leaves(inn.trainable(inn.Sequential(layers))))
+    assert not any(jax.tree.leaves(inn.trainable(inn.Sequential(_networks[name][0]))))
 
 
 def test_weights_are_drawn_with_their_variance(getkey):

@@ -6,6 +6,7 @@ import hypothesis as hyp
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,10 +33,10 @@ def _normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def _deep_relu(depth, b_std=0.1):
+def _deep_relu(depth, b_std):
     """Of variances which neither grow nor shrink."""
-    block = inn.Sequential([inn.Dense(4, 2**0.5, b_std), inn.Relu()])
-    return inn.Sequential([inn.Repeat(block, depth), inn.Dense(1)])
+    block = inn.Sequential([inn.Relu(), inn.Dense(4, 2**0.5, b_std)])
+    return inn.Sequential([inn.Dense(4, 2**0.5, b_std), inn.Repeat(block, depth)])
 
 
 # The nets of several tests, which so share what is compiled.
@@ -60,11 +61,18 @@ _pooled = inn.Sequential(
 )
 _flat = inn.Sequential([*_pooled.layers[:4], inn.Flatten(), inn.Dense(1)])
 _homogeneous = inn.Sequential(
-    [inn.Dense(4, 1.3), inn.Relu(), inn.Residual(inn.Dense(4)), inn.Abs(), inn.Dense(1)]
+    [
+        inn.Dense(4, 1.3),
+        inn.Residual(inn.Sequential([inn.Relu(), inn.Dense(4)])),
+        inn.Abs(),
+        inn.Dense(1),
+    ]
 )
 
 # Numbers of all sizes, with zeros and coincidences among them.
-_numbers = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1e-9]), st.floats(-1e3, 1e3, width=32))
+_numbers = st.one_of(
+    st.sampled_from([0.0, 1.0, -1.0, 1e-9]), st.floats(-1e3, 1e3, width=32)
+)
 _batches = hnp.arrays(float, (4, 3), elements=_numbers)
 
 
@@ -194,7 +202,7 @@ def test_sum_is_parallel():
 
 def test_more_pairs_than_needed():
     """Kernels between all positions agree with those between equal ones."""
-    x1, x2 = _normal(0, 2, 4, 2)
+    x1, x2 = jnp.asarray(_normal(0, 2, 4, 2))
     everything = inn.Demand(inn.Pairs.ALL, inn.Pairs.ALL)
     keeps = inn.Sequential(_flat.layers[:4])
     for net in (keeps, _flat):

@@ -175,9 +175,7 @@ def _naive(layer, state):
         case inn.Conv():
             window = layer.filter_shape, layer.strides, layer.padding
             nngp, ntk = _looped(state, *window, _conv_entry)
-            return _affine(
-                layer, nngp, ntk, state.channels * math.prod(layer.filter_shape)
-            )
+            return _affine(layer, nngp, ntk, state.channels * math.prod(layer.filter_shape))
         case inn.AvgPool():
             window = layer.window_shape, layer.strides, layer.padding
             nngp, ntk = _looped(state, *window, _pool_entry(layer.normalize_edges))
@@ -239,7 +237,13 @@ def _compare(net, shape, demands=(inn.Demand(),), *, alone=True):
 # numbers of dimensions. Widths and sizes differ, so that no two of them can be confused.
 _networks = {
     "dense": (
-        [inn.Dense(7, 1.3, 0.2), inn.Relu(), inn.Dense(5, 0.9, 0.4), inn.Relu(), inn.Dense(1)],
+        [
+            inn.Dense(7, 1.3, 0.2),
+            inn.Relu(),
+            inn.Dense(5, 0.9, 0.4),
+            inn.Relu(),
+            inn.Dense(1),
+        ],
         (3,),
     ),
     "standard": (
@@ -355,7 +359,8 @@ def _windowed(draw):
     each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(ndim))
     size, strides = each(1, 4 - ndim // 2), each(1, 3)
     # No window may go around its input more than once.
-    spatial = tuple(k + extra for k, extra in zip(size, each(0, 3 - ndim // 2), strict=True))
+    extra = each(0, 3 - ndim // 2)
+    spatial = tuple(a + b for a, b in zip(size, extra, strict=True))
     padding = draw(st.sampled_from(["SAME", "VALID", "CIRCULAR"]))
     window = size, strides, padding
     return window, draw(st.booleans()), draw(st.booleans()), (*spatial, 2)

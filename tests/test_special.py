@@ -223,12 +223,11 @@ def test_angle(dtype):
         y = (_ratios() * scale).astype(dtype)
         y_exact, x_exact = y.astype(np.longdouble), x.astype(np.longdouble)
         norm = x_exact**2 + y_exact**2
-        fn = jax.jit(angle)
-        got = fn(y, x)
+        got = jax.jit(angle)(y, x)
         assert got.dtype == dtype
         np.testing.assert_allclose(got, np.arctan2(y_exact, x_exact), rtol=tolerance)
-        along_y = jax.jvp(lambda y, x=x: fn(y, x), (y,), (_ones(y),))[1]
-        along_x = jax.jvp(lambda x, y=y: fn(y, x), (x,), (_ones(x),))[1]
+        along_y = jax.jvp(lambda y, x=x: angle(y, x), (y,), (_ones(y),))[1]
+        along_x = jax.jvp(lambda x, y=y: angle(y, x), (x,), (_ones(x),))[1]
         np.testing.assert_allclose(along_y, x_exact / norm, rtol=4 * tolerance)
         np.testing.assert_allclose(along_x, -y_exact / norm, rtol=4 * tolerance)
 
