@@ -45,8 +45,11 @@ def _windows(x, size, strides, padding):
     return windows, inside
 
 
-def _affine(layer, z, fan_in):
-    W_std, b = float(layer.W_std), layer.weights.b
+def _affine(layer, x):
+    """The linear map of `x`, which sums over its last axes, with its scale and biases."""
+    assert layer.weights is not None
+    W_std, W, b = float(layer.W_std), np.asarray(layer.weights.W), layer.weights.b
+    z, fan_in = np.tensordot(x, W, W.ndim - 1), math.prod(W.shape[:-1])
     if isinstance(layer.parameterization, _standard):
         scale, b_scale = layer.parameterization.s[0] ** -0.5, 1.0
     else:
@@ -73,12 +76,10 @@ def _forward(layer, x):
                 x = _forward(eqx.combine(weights, rest), x)
             return x
         case inn.Dense():
-            return _affine(layer, x @ np.asarray(layer.weights.W), x.shape[-1])
+            return _affine(layer, x)
         case inn.Conv():
             windows, _ = _windows(x, layer.filter_shape, layer.strides, layer.padding)
-            W = np.asarray(layer.weights.W)
-            z = np.tensordot(windows, W, W.ndim - 1)
-            return _affine(layer, z, math.prod(W.shape[:-1]))
+            return _affine(layer, windows)
         case inn.AvgPool():
             size = layer.window_shape
             windows, inside = _windows(x, size, layer.strides, layer.padding)
@@ -301,12 +302,11 @@ def _empirical(net, x1, x2, key, n):
             return out[0], out
 
         gradient = jax.grad(channel, has_aux=True)
-        (t1, f1), (t2, f2) = gradient(weights, x1), gradient(weights, x2)
-        products = jax.tree.map(lambda a, b: jnp.sum(a * b), t1, t2)
-        return jnp.stack([jnp.mean(f1 * f2), sum(jax.tree.leaves(products))])
+        t, f = jax.vmap(gradient, (None, 0))(weights, jnp.stack([x1, x2]))
+        products = [jnp.sum(t[0] * t[1]) for t in jax.tree.leaves(t)]
+        return jnp.stack([jnp.mean(f[0] * f[1]), sum(products)])
 
-    fn = jax.jit(lambda keys: jax.lax.map(of_one, keys, batch_size=16))
-    return np.asarray(fn(jr.split(key, n)))
+    return np.asarray(jax.jit(jax.vmap(of_one))(jr.split(key, n)))
 
 
 def _infinite(net, x1, x2):
@@ -366,7 +366,7 @@ _shallow = {
 @pytest.mark.parametrize("name", _shallow)
 def test_average(name, getkey):
     layers, shape = _shallow[name]
-    net, n = inn.Sequential(layers), 4000
+    net, n = inn.Sequential(layers), 2000
     x1, x2 = jr.normal(getkey(), (2, *shape))
     x2 = x2 + x1  # Correlated, so that kernels are large against their errors.
     sample = _empirical(net, x1, x2, getkey(), n)
@@ -374,7 +374,7 @@ def test_average(name, getkey):
     standard_error = np.std(sample, 0, ddof=1) / math.sqrt(n)
     assert np.all(np.abs(error) < 4 * standard_error)
     # The test is worth something: it tells apart what differs by some percent.
-    assert np.all(standard_error < 0.03 * np.abs(_infinite(net, x1, x2)))
+    assert np.all(standard_error < 0.04 * np.abs(_infinite(net, x1, x2)))
 
 
 def _deep(width):
@@ -387,13 +387,14 @@ def test_rate_of_convergence(getkey):
     """Kernels of deep networks differ from their limits by one over the root of width."""
     x1, x2 = jr.normal(getkey(), (2, 3))
     x2 = x2 + x1
-    widths, errors, means = (16, 128), [], []
+    n, widths, errors, means = 400, (12, 64), [], []
     for width in widths:
         net = _deep(width)
-        sample = _empirical(net, x1, x2, getkey(), 96) / _infinite(net, x1, x2) - 1
-        errors.append(np.sqrt(np.mean(sample**2, 0)))
+        sample = _empirical(net, x1, x2, getkey(), n) / _infinite(net, x1, x2) - 1
+        # Medians, as a few networks are far from the others.
+        errors.append(np.median(np.abs(sample), 0))
         means.append(np.mean(sample, 0))
     slope = np.log(errors[1] / errors[0]) / math.log(widths[1] / widths[0])
     np.testing.assert_allclose(slope, -0.5, atol=0.15)
-    # Averages are closer: they differ by one over width, and by the error of sampling.
-    assert np.all(np.abs(means[1]) < 4 * errors[1] / math.sqrt(96))
+    # Averages are closer: they differ by one over width, and by sampling.
+    assert np.all(np.abs(means[1]) < 0.25 * errors[1])

@@ -219,9 +219,9 @@ def _ratios():
 def test_angle(dtype):
     tolerance = 2e-7 if dtype == np.float32 else 1e-15
     for scale in (1.0, 1e-6, 1e6):
-        x = np.full_like(_ratios(), scale).astype(dtype)
-        y = (_ratios() * scale).astype(dtype)
-        y_exact, x_exact = y.astype(np.longdouble), x.astype(np.longdouble)
+        y = jnp.asarray(_ratios() * scale, dtype)
+        x = jnp.full_like(y, scale)
+        y_exact, x_exact = np.asarray(y, np.longdouble), np.asarray(x, np.longdouble)
         norm = x_exact**2 + y_exact**2
         got = jax.jit(angle)(y, x)
         assert got.dtype == dtype
