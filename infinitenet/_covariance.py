@@ -74,6 +74,8 @@ class Covariance(eqx.Module):
 
     def to(self, pairs: Pairs) -> "Covariance":
         """The same, or only its diagonal."""
+        if not self.spatial:
+            return Covariance(self.array, pairs)
         if pairs > self.pairs:
             raise ValueError(f"A covariance of {self.pairs!r} pairs lacks {pairs!r} ones.")
         return self if pairs == self.pairs else Covariance(self.diagonal(), pairs)

@@ -80,6 +80,18 @@ class Kernel(eqx.Module):
     def dtype(self) -> jnp.dtype:
         return self.nngp.array.dtype
 
+    def restrict(self, demand: Demand) -> "Kernel":
+        """What was asked for: layers may pass on more than that."""
+        to = lambda k, pairs: None if k is None or not pairs else k.to(pairs)
+        return Kernel(
+            self.nngp.to(demand.cross),
+            to(self.ntk, demand.cross),
+            to(self.cov1, demand.marginal),
+            to(self.cov2, demand.marginal),
+            self.alone,
+            self.channels,
+        )
+
     def propagate(
         self,
         fn: CovarianceMap,

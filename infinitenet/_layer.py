@@ -105,7 +105,9 @@ class AbstractLayer(eqx.Module):
         check(self, common_signal(x1, x2))
         demands = self.requires(demand)
         kernel = kernel_of_inputs(x1, x2, demands, ntk=ntk)
-        return infinite(without_weights(self), kernel)
+        out = infinite(without_weights(self), kernel)
+        is_kernel = lambda node: isinstance(node, Kernel)
+        return jax.tree.map(lambda k: k.restrict(demand), out, is_leaf=is_kernel)
 
     def __repr__(self) -> str:
         return show(self)

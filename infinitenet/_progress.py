@@ -18,9 +18,7 @@ def _silent(done: int, total: int) -> None:
 
 
 @contextlib.contextmanager
-def reporting(
-    progress: Progress | bool, description: str, unit: str
-) -> Iterator[Progress]:
+def reporting(progress: Progress | bool, description: str, unit: str) -> Iterator[Progress]:
     """A function to report progress to: that of the user, or a bar of `tqdm`."""
     if callable(progress):
         yield progress

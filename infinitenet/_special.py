@@ -123,9 +123,8 @@ def _arc_cosine_jvp(primals, tangents):
 arc_cosine.defjvp(_arc_cosine_jvp, symbolic_zeros=True)
 
 
-@jax.custom_jvp
 def angle(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`arctan2(y, x)` for `x > 0`."""
+    """`arctan2(y, x)` for `x > 0`. Not to be differentiated."""
     if not is_narrow(y):
         return jnp.arctan2(y, x)
     magnitude = jnp.abs(y)
@@ -135,7 +134,38 @@ def angle(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]
     return jnp.sign(y) * jnp.where(steep, np.pi / 2 - acute, acute)
 
 
-@angle.defjvp
-def _angle_jvp(primals, tangents):
-    (y, x), (t_y, t_x) = primals, tangents
-    return angle(y, x), (x * t_y - y * t_x) / (x**2 + y**2)
+@jax.custom_jvp
+def arc_sine(
+    q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    r"""$\arcsin(k / \sqrt{(1 + q_1)(1 + q_2)})$, and its derivative along `k`.
+
+    ??? cite "Reference"
+        Williams, Computing with Infinite Networks, NeurIPS 1996: section 3.1.
+    """
+    (_, r1), (_, r2) = roots(q1), roots(q2)
+    _, t = _snap(k * (r1 * r2))
+    p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
+    root = jnp.sqrt(p1) * jnp.sqrt(p2)
+    # As (1 + q1) (1 + q2) - k**2 = 1 + q1 + q2 + q1 q2 sin**2, where the left side would
+    # cancel for large variances. Divided by the first term, nothing overflows.
+    square = p1 + p2 - p1 * p2 + (1 - p1) * (1 - p2) * (t * (2 - t))
+    cosine = jnp.sqrt(square)
+    return angle(k * root, cosine), root / cosine
+
+
+def _arc_sine_jvp(primals, tangents):
+    q1, k, q2 = primals
+    t_q1, t_k, t_q2 = tangents
+    value, slope = arc_sine(q1, k, q2)  # Not inlined, for derivatives of this rule.
+    zero = jnp.zeros_like(value)
+    t_k = zero if isinstance(t_k, SymbolicZero) else t_k
+    t_value, t_log = slope * t_k, slope * (slope * k) * t_k
+    for q, other, t_q in ((q1, q2, t_q1), (q2, q1, t_q2)):
+        if not isinstance(t_q, SymbolicZero):
+            t_value = t_value - slope * k * (t_q / (2 * (1 + q)))
+            t_log = t_log - slope * (slope * (1 + other)) * (t_q / 2)
+    return (value, slope), (t_value, slope * t_log)
+
+
+arc_sine.defjvp(_arc_sine_jvp, symbolic_zeros=True)

@@ -41,9 +41,7 @@ def _python(markdown: str) -> str:
 
 def test_python_of_markdown():
     markdown = "a\n```python\nx = 1\n```\n```python no-run\nno\n```\n```text\nno\n```\n"
-    markdown += (
-        "- b\n\n    ```python\n    y = 2\n    ```\n````md\n```python\nno\n```\n````"
-    )
+    markdown += "- b\n\n    ```python\n    y = 2\n    ```\n````md\n```python\nno\n```\n````"
     lines = _python(markdown).splitlines()
     assert {i: line for i, line in enumerate(lines) if line} == {
         2: "x = 1",

@@ -345,7 +345,6 @@ def test_positions_remain(padding):
     _compare(inn.Sequential(layers), (4, 5, 2), (inn.Demand(), _PAIRS))
 
 
-@pytest.mark.xfail(reason="All pairs are returned, where equal ones are demanded.")
 def test_pooled_positions_remain():
     """Of equal positions, even where all pairs were needed to compute them."""
     net = inn.Sequential([inn.Dense(3, 1.1, 0.2), inn.AvgPool((2,), (2,))])

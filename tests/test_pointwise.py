@@ -238,6 +238,23 @@ def test_zero_variance(name, dtype):
         assert np.all(np.isfinite(derivative))
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_erf_of_large_variances(sign, dtype):
+    """Where inputs are collinear, up to rounding: so copies of an input are."""
+    eps = np.finfo(dtype).eps
+    q = np.asarray([1e4, 1e7, 1e10, 1e18, 1e30], dtype)
+    exact = q.astype(float)
+    # As `(1 + 2 q)^2 - (2 q)^2 = 1 + 4 q`.
+    want = 2 / np.pi * np.arctan2(2 * exact, np.sqrt(1 + 4 * exact))
+    want_ntk = 4 / np.pi / np.sqrt(1 + 4 * exact)
+    for rounding in (-2, 0, 2):
+        k = sign * q * (1 + dtype(rounding) * eps)
+        value, ntk = _dual(inn.Erf(), q, k, q)
+        np.testing.assert_allclose(value, sign * want, rtol=10 * eps)
+        np.testing.assert_allclose(ntk, want_ntk, rtol=1e-3)
+
+
 #
 # Completeness
 #

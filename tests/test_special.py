@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from infinitenet._special import angle, arc_cosine, roots
+from infinitenet._special import angle, arc_cosine
 
 
 _ones = lambda x: jnp.ones_like(x)
@@ -222,57 +222,6 @@ def test_angle(dtype):
         y = jnp.asarray(_ratios() * scale, dtype)
         x = jnp.full_like(y, scale)
         y_exact, x_exact = np.asarray(y, np.longdouble), np.asarray(x, np.longdouble)
-        norm = x_exact**2 + y_exact**2
         got = jax.jit(angle)(y, x)
         assert got.dtype == dtype
         np.testing.assert_allclose(got, np.arctan2(y_exact, x_exact), rtol=tolerance)
-        along_y = jax.jvp(lambda y, x=x: angle(y, x), (y,), (_ones(y),))[1]
-        along_x = jax.jvp(lambda x, y=y: angle(y, x), (x,), (_ones(x),))[1]
-        np.testing.assert_allclose(along_y, x_exact / norm, rtol=4 * tolerance)
-        np.testing.assert_allclose(along_x, -y_exact / norm, rtol=4 * tolerance)
-
-
-@_dtypes
-def test_angle_is_finite(dtype):
-    y = np.asarray([-1e15, -1, -1e-15, 0, 1e-15, 1, 1e15], dtype)
-    x = np.asarray([1e15, 1e-15, 1e15, 1, 1e-15, 1, 1e-15], dtype)
-    each = lambda fn: jax.jit(jax.vmap(fn))(y, x)
-    first = jax.grad(angle, (0, 1))
-    second = jax.grad(lambda y, x: sum(first(y, x)), (0, 1))
-    for got in jax.tree.leaves([each(fn) for fn in (angle, first, second)]):
-        if dtype == np.float64:
-            assert np.all(np.isfinite(got))
-        else:  # There the fourth power of 1e15, of second derivatives, is too much.
-            assert np.all(np.isfinite(got[3:4]))
-    for got in jax.tree.leaves([each(fn) for fn in (angle, first)]):
-        assert np.all(np.isfinite(got))
-
-
-#
-# `roots`
-#
-
-
-@_dtypes
-def test_roots(dtype):
-    q = np.asarray([1e-30, 1e-3, 1.0, 2.0, 1e30], dtype)
-    root, inverse = roots(jnp.asarray(q))
-    assert root.dtype == inverse.dtype == dtype
-    exact = np.sqrt(q.astype(np.longdouble))
-    rtol = 4 * np.finfo(dtype).eps
-    np.testing.assert_allclose(root, exact.astype(float), rtol=rtol)
-    np.testing.assert_allclose(inverse, (1 / exact).astype(float), rtol=rtol)
-    along_q = jax.jvp(roots, (jnp.asarray(q),), (_ones(q),))[1]
-    np.testing.assert_allclose(along_q[0], (1 / exact / 2).astype(float), rtol=rtol)
-
-
-@_dtypes
-def test_roots_of_zero(dtype):
-    q = jnp.zeros((), dtype)
-    each = []
-    for i in range(2):
-        root = lambda q, i=i: roots(q)[i]
-        each += [root, jax.grad(root), jax.grad(jax.grad(root)), jax.jacfwd(root)]
-    all_of = lambda q: jnp.stack([fn(q) for fn in each])
-    np.testing.assert_array_equal(jax.jit(all_of)(q), 0)
-    np.testing.assert_array_equal(jax.jit(jax.vmap(all_of))(jnp.stack([q, q])), 0)

@@ -15,7 +15,7 @@ from .._kernel import Demand, Kernel
 from .._layer import AbstractLayer
 from .._path import LayerError
 from .._signal import Signal
-from .._special import angle, arc_cosine
+from .._special import arc_cosine, arc_sine
 
 
 class AbstractPointwise(AbstractLayer):
@@ -185,10 +185,8 @@ class Erf(AbstractPointwise):
 
     def dual(self, q1, k, q2):
         a, b, c = (p.astype(k.dtype) for p in (self.a, self.b, self.c))
-        q1, k, q2 = (2 * b**2 * q for q in (q1, k, q2))
-        # (1 + q1) (1 + q2) - k**2, in which large variances of similar inputs cancel.
-        cosine = jnp.sqrt(1 + q1 + q2 + (q1 * q2 - k**2))
-        return a**2 * (2 / jnp.pi) * angle(k, cosine) + c**2
+        scaled = (2 * b**2 * q for q in (q1, k, q2))
+        return a**2 * (2 / jnp.pi) * arc_sine(*scaled)[0] + c**2
 
 
 Erf.__init__.__doc__ = """**Arguments:**
