@@ -77,7 +77,7 @@ def test_float32(name):
 def test_jit(name):
     case = _cases[name]
     x1, x2 = _inputs(case)
-    gram = eqx.filter_jit(lambda *args: inn.gram(*args, demand=_demand(case)))
+    gram = eqx.filter_jit(lambda net, x1, x2: inn.gram(net, x1, x2, demand=_demand(case)))
     _check(case, gram(build(case["layers"]), x1, x2), "12", _tolerance)
 
 
