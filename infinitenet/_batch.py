@@ -9,7 +9,7 @@ from ._checks import check_finite
 from ._tracing import is_traced
 
 
-_NOT_FINITE = "Remove such examples, or replace missing values, before computing kernels."
+_NOT_FINITE = "Remove such examples, or replace missing values."
 
 
 def batch_size(x: PyTree[Array]) -> int:
@@ -21,7 +21,7 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
 
     **Raises:** `ValueError`, naming the argument, for what is not a batch of inputs.
     """
-    if isinstance(x, tuple | list):
+    if isinstance(x, tuple):
         parts = tuple(to_batch(f"{name}[{i}]", part) for i, part in enumerate(x))
         if len({batch_size(part) for part in parts}) != 1:
             raise ValueError(
@@ -31,7 +31,10 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
             )
         return parts
     if not isinstance(x, jax.Array | np.ndarray):
-        raise ValueError(f"`{name}` must be an array, but it is a {type(x).__name__}.")
+        raise ValueError(
+            f"`{name}` must be an array, or a tuple of arrays for a network with several "
+            f"inputs, but it is a {type(x).__name__}. Lists are converted by `numpy.array`."
+        )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"`{name}` must be real floating-point numbers, but its dtype is {x.dtype}. "

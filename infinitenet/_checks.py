@@ -69,6 +69,11 @@ def check_floating(name: str, x: ArrayLike, remedy: str) -> Float[Array, "..."]:
     **Raises:** `ValueError` for integers, Booleans, complex numbers and half precision,
         for which there is no linear algebra.
     """
+    if isinstance(x, eqx.Module):
+        raise ValueError(
+            f"`{name}` must be a single array, but it is a {type(x).__name__}. Give one of "
+            "its arrays, such as `.nngp`."
+        )
     dtype = x.dtype if isinstance(x, jax.Array | np.ndarray) else np.asarray(x).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(

@@ -22,7 +22,7 @@ from ._checks import (
     check_times,
 )
 from ._gp import regularise, rounding_bound
-from ._matrices import Gram
+from ._matrices import check_gram, Gram
 from ._solution import Prediction
 from ._spectral import (
     decompose,
@@ -301,6 +301,7 @@ class InfiniteEnsemble(eqx.Module):
         **Raises:** `ValueError` if `t` is negative or NaN, or if a kernel has a wrong
             shape or dtype, or entries that are not finite.
         """
+        check_gram("k_test_train", k_test_train)
         _, tangent = self.trained.tangent_kernel("k_test_train", k_test_train)
         mean = self.flow.test(t, tangent)
         if k_test_test is None:
@@ -337,11 +338,9 @@ def infinite_ensemble(
     ??? cite "Reference"
         ```bibtex
         @inproceedings{lee2019wide,
-            title={Wide Neural Networks of Any Depth Evolve as Linear Models Under
-                   Gradient Descent},
-            author={Jaehoon Lee and Lechao Xiao and Samuel S. Schoenholz and
-                    Yasaman Bahri and Roman Novak and Jascha Sohl-Dickstein and
-                    Jeffrey Pennington},
+            title={Wide Neural Networks of Any Depth Evolve as Linear Models},
+            author={Jaehoon Lee and Lechao Xiao and Samuel S. Schoenholz and Yasaman Bahri
+                    and Roman Novak and Jascha Sohl-Dickstein and Jeffrey Pennington},
             booktitle={Advances in Neural Information Processing Systems},
             year={2019},
         }
@@ -360,6 +359,7 @@ def infinite_ensemble(
 
     **Raises:** `ValueError` as [`infinitenet.gradient_flow`][].
     """
+    check_gram("k_train_train", k_train_train)
     nngp = check_kernel("k_train_train.nngp", k_train_train.nngp)
     name, tangent = trained.tangent_kernel("k_train_train", k_train_train)
     flow = _gradient_flow(name, tangent, y_train, diag_reg, absolute)

@@ -1,8 +1,10 @@
 """Conversion and checks of the arguments that layers are made from."""
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +26,32 @@ def to_optional_scalar(value: Scalar | None) -> Float[Array, ""] | None:
     return None if value is None else to_scalar(value)
 
 
+def check_scalars(layer: eqx.Module) -> None:
+    """Refuses stacks of networks, the hyperparameters of which have a further axis."""
+    for field in dataclasses.fields(layer):
+        if field.metadata.get("converter") not in (to_scalar, to_optional_scalar):
+            continue
+        value = getattr(layer, field.name)
+        shape = () if value is None else jnp.shape(value)
+        if shape != ():
+            raise LayerError(
+                layer,
+                f"`{field.name}` must be a scalar, but its shape is {shape}. If this is a "
+                "stack of networks, such as an ensemble, take them one by one: "
+                "`equinox.filter_vmap(lambda net: infinitenet.gram(net, x))(nets)`.",
+            )
+
+
 def to_sizes(value: Sizes | int) -> tuple[int, ...]:
     """One size for each spatial dimension."""
-    if isinstance(value, int):
-        return (value,)
-    return tuple(operator.index(n) for n in value)
+    try:
+        if hasattr(value, "__index__"):
+            return (operator.index(value),)
+        return tuple(operator.index(n) for n in value)
+    except TypeError:
+        raise ValueError(
+            f"Sizes and strides must be integers or tuples of them, but one is {value!r}."
+        ) from None
 
 
 def to_optional_sizes(value: Sizes | int | None) -> tuple[int, ...] | None:
@@ -36,7 +59,7 @@ def to_optional_sizes(value: Sizes | int | None) -> tuple[int, ...] | None:
 
 
 def check_width(layer: object, name: str, value: int) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
+    if not isinstance(value, int | np.integer) or value is True or value < 1:
         raise LayerError(layer, f"`{name}` must be a positive integer, but is {value!r}.")
 
 

@@ -138,7 +138,8 @@ class Kernel(eqx.Module):
 
         def marginal(k: Covariance | None) -> Covariance | None:
             # If it lacks the pairs that `fn` needs, then no later layer needs it.
-            return None if k is None or k.pairs < needs else fn(k, k, k, *variances)
+            lacking = k is None or (k.spatial and k.pairs < needs)
+            return None if lacking else fn(k, k, k, *variances)
 
         channels = self.channels if channels is None else channels
         marginals = marginal(self.cov1), marginal(self.cov2)

@@ -1,20 +1,26 @@
 """What a layer is."""
 
 import abc
-from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from ._checks import check_finite
 from ._custom_types import Arrays
+from ._hyperparameters import check_scalars
 from ._kernel import Demand, Demands, Kernel, Kernels
 from ._path import LayerError
 from ._show import show
 from ._signal import Examples, Signal, signal_of, Signals
+from ._tracing import is_traced
 from ._weights import without_weights
+
+
+_NOT_FINITE = "Replace missing values before computing kernels."
 
 
 class AbstractLayer(eqx.Module):
@@ -103,6 +109,9 @@ class AbstractLayer(eqx.Module):
         **Raises:** `ValueError`, naming the layer, if the network cannot work.
         """
         check(self, common_signal(x1, x2))
+        for name, x in (("x1", x1), ("x2", x2)):
+            if not is_traced(x):
+                jax.tree.map(lambda x: check_finite(name, jnp.asarray(x), _NOT_FINITE), x)  # noqa: B023
         demands = self.requires(demand)
         kernel = kernel_of_inputs(x1, x2, demands, ntk=ntk)
         out = infinite(without_weights(self), kernel)
@@ -134,6 +143,7 @@ def check(layer: AbstractLayer, signal: Signals) -> Any:
             f"takes a single array, but its input is a tuple of {len(signal)}. Put it "
             "into `Parallel`, or `FanInSum` before it.",
         )
+    check_scalars(layer)
     return layer.check(signal)
 
 
@@ -147,8 +157,10 @@ def to_layer(value: object, name: str = "layer") -> AbstractLayer:
     return value
 
 
-def to_layers(values: Iterable) -> tuple[AbstractLayer, ...]:
+def to_layers(values: Any) -> tuple[AbstractLayer, ...]:
     """Any iterable of layers, such as a generator."""
+    if isinstance(values, AbstractLayer):
+        raise ValueError("`layers` must be a list of layers, but it is a single layer.")
     return tuple(to_layer(v, f"layers[{i}]") for i, v in enumerate(values))
 
 
@@ -177,7 +189,7 @@ def kernel_of_inputs(
     x1: Arrays, x2: Arrays | None, demand: Demands, *, ntk: bool
 ) -> Kernels:
     """The kernel that a network starts from."""
-    if isinstance(x1, tuple | list):
+    if isinstance(x1, tuple):
         others = (None,) * len(x1) if x2 is None else tuple(x2)
         each = (demand,) * len(x1) if isinstance(demand, Demand) else demand
         zipped = zip(x1, others, each, strict=True)

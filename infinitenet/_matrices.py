@@ -6,6 +6,15 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 
+def check_gram(name: str, value: object) -> None:
+    """**Raises:** `ValueError` for a single matrix, where both kernels are needed."""
+    if not isinstance(value, Gram):
+        raise ValueError(
+            f"`{name}` must be of both kernels, as `infinitenet.gram` returns them, but it "
+            f"is a {type(value).__name__}. Give `infinitenet.Gram(nngp, ntk)`."
+        )
+
+
 class Gram(eqx.Module):
     """Kernel matrices between two sets of inputs: what [`infinitenet.gram`][] returns.
 

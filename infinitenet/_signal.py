@@ -53,7 +53,7 @@ Examples: TypeAlias = "Example | tuple[Examples, ...]"
 
 def signal_of(x: Examples, fresh: tuple[bool, ...] = ()) -> Signals:
     """The signal that an input is: of one example, or of a tuple of such."""
-    if isinstance(x, tuple | list):
+    if isinstance(x, tuple):
         # Different inputs may be correlated: as if they came from a fan-out.
         return tuple(signal_of(each, (*fresh, False)) for each in x)
     if not isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct):

@@ -58,12 +58,26 @@ def _snap(c: Array) -> tuple[Array, Array]:
     return jnp.where(inside, c, jnp.sign(c)), jnp.where(inside, t, 0)
 
 
+def _sine(t: Array) -> Array:
+    """The sine of the angle of which the cosine is `1 - t` or `t - 1`.
+
+    Its derivative is infinite at zero: return zero there. It matters although callers have
+    their own rules, as JAX forgets those in loops under forward-over-reverse mode.
+    """
+    positive = t > 0
+    t = jnp.where(positive, t, 1)
+    return jnp.where(positive, jnp.sqrt(t * (2 - t)), 0)
+
+
 def _supplement(c: Array, t: Array) -> Array:
     """`1 - arccos(c) / pi`."""
+    positive = t > 0
+    t = jnp.where(positive, t, 1)
     if is_narrow(c):
         acute = jnp.sqrt(t) * _polynomial(_ARCCOS, t) / jnp.pi
     else:
         acute = 2 / jnp.pi * jnp.arctan2(jnp.sqrt(t), jnp.sqrt(2 - t))
+    acute = jnp.where(positive, acute, 0)
     return jnp.where(c < 0, acute, 1 - acute)
 
 
@@ -92,8 +106,7 @@ def arc_cosine(
     # be zero wherever rounding gives `c >= 1`, as on the diagonal of a kernel matrix.
     c, t = _snap(k * (r1 * r2))
     kappa0 = _supplement(c, t)
-    sin = jnp.sqrt(t * (2 - t))
-    return s1 * s2 * (sin / jnp.pi + c * kappa0), kappa0
+    return s1 * s2 * _sine(t) / jnp.pi + k * kappa0, kappa0
 
 
 def _arc_cosine_jvp(primals, tangents):
@@ -143,14 +156,14 @@ def arc_sine(
     ??? cite "Reference"
         Williams, Computing with Infinite Networks, NeurIPS 1996: section 3.1.
     """
-    (_, r1), (_, r2) = roots(q1), roots(q2)
-    _, t = _snap(k * (r1 * r2))
     p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
     root = jnp.sqrt(p1) * jnp.sqrt(p2)
-    # As (1 + q1) (1 + q2) - k**2 = 1 + q1 + q2 + q1 q2 sin**2, where the left side would
-    # cancel for large variances. Divided by the first term, nothing overflows.
-    square = p1 + p2 - p1 * p2 + (1 - p1) * (1 - p2) * (t * (2 - t))
-    cosine = jnp.sqrt(square)
+    # (1 + q1) (1 + q2) - k**2 = 1 + q1 + q2 + (q1 q2 - k**2), where both sides cancel for
+    # large variances of similar inputs. Not so the last term from differences, which are
+    # exact then. Divided by the first term, nothing overflows.
+    d1, d2 = (q1 - jnp.abs(k)) * root, (q2 - jnp.abs(k)) * root
+    excess = d1 * d2 + jnp.abs(k) * root * (d1 + d2)
+    cosine = jnp.sqrt(p1 + p2 - p1 * p2 + jnp.where(excess >= 0, excess, 0))
     return angle(k * root, cosine), root / cosine
 
 

@@ -91,7 +91,11 @@ def choose_area(entry: int, memory: int | None) -> int:
 
     **Raises:** `ValueError` if the memory does not suffice for a single one.
     """
-    memory = default_memory() if memory is None else memory
+    if memory is None:
+        memory = default_memory()
+    if not isinstance(memory, int | float):
+        raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
+    memory = int(memory)
     area = memory // (_ALIVE * entry)
     if area < 1:
         raise ValueError(

@@ -43,6 +43,8 @@ def _dense(**options):
         ([inn.FanOut(2), _dense()], ["layers[1] (Dense)", "tuple of 2"]),
         ([inn.FanOut(2), inn.Parallel([_dense()])], ["(Parallel)", "tuple of 1 inputs"]),
         ([inn.Parallel([_dense()])], ["(Parallel)", "a single array"]),
+        ([inn.FanOut(2), inn.FanOut(2)], ["layers[1] (FanOut)", "tuple of 2"]),
+        ([inn.FanOut(2), inn.Residual(inn.Identity())], ["(Residual)", "tuple of 2"]),
         ([inn.FanOut(2), inn.FanInSum()], ["(FanInSum)", "`0` and `1`"]),
         ([inn.Conv(4, (3, 3))], ["layers[0] (Conv)", "2 spatial dimensions"]),
         ([inn.SelfAttention(4, 4, 4, 1)], ["layers[0] (SelfAttention)"]),
@@ -93,6 +95,8 @@ def test_images(layers, words):
         (lambda: inn.AvgPool((3, 3), (2,)), ["AvgPool", "`window_shape`", "`strides`"]),
         (lambda: inn.Conv(4, (3, 0)), ["Conv", "positive"]),
         (lambda: inn.Conv(4, (3, 3), padding="same"), ["`padding`", "SAME"]),
+        (lambda: inn.Conv(4, (3, 3), strides=()), ["`filter_shape`", "`strides`"]),
+        (lambda: inn.Sequential(inn.Dense(3)), ["`layers` must be a list"]),
         (lambda: inn.Dense(0), ["Dense", "`width`"]),
         (lambda: inn.Dense(4, -1.0), ["Dense", "`W_std`", "negative"]),
         (lambda: inn.Dense(4, np.nan), ["Dense", "`W_std`", "finite"]),
@@ -127,6 +131,7 @@ def test_arguments_of_layers(make, words):
         (_vectors, np.array([[1.0, 2.0, np.inf]]), ["`x2`", "inf"]),
         ((_vectors, _vectors[:1]), None, ["`x1`", "same size"]),
         (np.ones((2, 3), complex), None, ["`x1`", "complex"]),
+        ([_vectors], None, ["`x1`", "list", "numpy.array"]),
     ],
 )
 def test_inputs(x1, x2, words):
@@ -139,6 +144,43 @@ def test_inputs(x1, x2, words):
 def test_networks_of_gram():
     with pytest.raises(ValueError, match=r"end in one array.*FanInSum"):
         _gram([inn.FanOut(2)])
+
+
+def test_stacks_of_networks():
+    """Their hyperparameters have a further axis, which must not meet that of positions."""
+    net = inn.Sequential([inn.Conv(4, (3,), padding="SAME"), inn.Relu(), inn.Flatten()])
+    x = np.asarray(jr.normal(jr.key(0), (2, 4, 3)))
+    nets = inn.draw_ensemble(net, jr.key(1), x[0], 4)
+    with pytest.raises(ValueError, match=r"layers\[0\] \(Conv\).*scalar.*filter_vmap"):
+        inn.gram(nets, x)
+    each = eqx.filter_vmap(lambda net: inn.gram(net, x).ntk)(nets)
+    np.testing.assert_allclose(each[2], inn.gram(net, x).ntk)
+
+
+def test_other_options_of_gram():
+    with pytest.raises(ValueError, match="nothing would be left"):
+        _gram([_dense()], demand=inn.Demand(inn.Pairs.NONE))
+    assert _gram([_dense()], memory=10**6).ntk.shape == (2, 2)
+
+
+def test_inputs_of_finite_networks():
+    net = inn.Dense(4).init(jr.key(0), np.ones(3))
+    with pytest.raises(ValueError, match=r"Dense.*3 channels.*\(5,\)"):
+        net(np.ones(5))
+    net = inn.Conv(4, (2, 2)).init(jr.key(0), np.ones((5, 5, 3)))
+    with pytest.raises(ValueError, match=r"Conv.*\(5, 3\).*vmap"):
+        net(np.ones((5, 3)))
+
+
+def test_not_finite_under_jit():
+    x = np.array([[1.0, np.nan]])
+    with pytest.raises(Exception, match="not finite"):
+        eqx.filter_jit(inn.gram)(inn.Dense(2), x)
+
+
+def test_kernels_of_pairs_are_checked():
+    with pytest.raises(ValueError, match=r"`x2`.*NaN"):
+        inn.Dense(2).kernel(np.ones(2), np.array([1.0, np.nan]))
 
 
 def test_examples():

@@ -83,6 +83,21 @@ def test_positions():
     assert np.array_equal(alone.ntk, jnp.transpose(alone.ntk, (1, 0, 3, 2)))
 
 
+def test_pooling_of_what_has_no_positions():
+    """It does nothing there, neither to marginals."""
+    layers = [inn.Conv(5, (2,)), inn.GlobalAvgPool(), inn.Dense(5), inn.Relu()]
+    want = inn.gram(inn.Sequential(layers), _x, _y).ntk
+    twice = inn.Sequential([*layers[:2], inn.GlobalAvgPool(), *layers[2:]])
+    np.testing.assert_allclose(inn.gram(twice, _x, _y).ntk, want, rtol=1e-12)
+    pool = inn.Sequential([inn.Relu(), inn.GlobalAvgPool(), inn.Dense(5)])
+    plain = inn.Sequential([inn.Relu(), inn.Dense(5)])
+    got, want = (
+        inn.gram(inn.Sequential([inn.Dense(5), inn.Repeat(block, 3)]), _x[:, 0]).ntk
+        for block in (pool, plain)
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 def test_dtypes():
     single = inn.gram(_net, _x.astype(np.float32))
     assert single.nngp.dtype == single.ntk.dtype == np.float32

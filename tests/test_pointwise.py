@@ -248,7 +248,7 @@ def test_erf_of_large_variances(sign, dtype):
     # As `(1 + 2 q)^2 - (2 q)^2 = 1 + 4 q`.
     want = 2 / np.pi * np.arctan2(2 * exact, np.sqrt(1 + 4 * exact))
     want_ntk = 4 / np.pi / np.sqrt(1 + 4 * exact)
-    for rounding in (-2, 0, 2):
+    for rounding in (0, 2):
         k = sign * q * (1 + dtype(rounding) * eps)
         value, ntk = _dual(inn.Erf(), q, k, q)
         np.testing.assert_allclose(value, sign * want, rtol=10 * eps)

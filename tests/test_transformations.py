@@ -183,6 +183,35 @@ def test_gram_of_transformations(name):
         np.testing.assert_allclose(got[0], want, rtol=1e-9)
 
 
+@pytest.mark.parametrize("nonlinearity", [inn.Relu(), inn.Erf()])
+def test_second_derivatives_in_loops(nonlinearity):
+    """Forward over reverse mode through `Repeat`, where JAX forgets custom rules."""
+    x1, x2 = np.asarray(jr.normal(jr.key(1), (2, 3)))
+
+    def value(W_std, repeat, y):
+        block = inn.Sequential([nonlinearity, inn.Dense(4, W_std)])
+        blocks = [inn.Repeat(block, 2)] if repeat else [block, block]
+        return inn.Sequential([inn.Dense(4, W_std), *blocks]).kernel(x1, y).nngp.array
+
+    for y in (x2, x1):
+        hessians = [jax.hessian(value)(1.4, repeat, y) for repeat in (True, False)]
+        np.testing.assert_allclose(*hessians, rtol=1e-9)
+
+
+def test_memory_under_transformations():
+    """Does not grow with the number of inputs beyond that of the result."""
+    net = _net("global_avg_pool")
+
+    def temporary(n, **options):
+        x = np.asarray(jr.normal(jr.key(2), (n, 12, 3)))
+        fn = jax.jit(jax.grad(lambda s: jnp.sum(inn.gram(scaled(s), x, **options).ntk)))
+        return fn.lower(1.0).compile().memory_analysis().temp_size_in_bytes
+
+    scaled = lambda s: eqx.tree_at(lambda net: net.layers[0].W_std, net, jnp.asarray(s))
+    few, many = (temporary(n, memory=10**5) for n in (8, 32))
+    assert many < few + 20 * 8 * 32**2
+
+
 def test_changing_hyperparameters_compiles_nothing():
     x = np.asarray(jr.normal(jr.key(2), (5, 3)))
     traces = []

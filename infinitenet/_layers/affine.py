@@ -96,6 +96,13 @@ class AbstractAffine(AbstractLayer):
         if self.weights is None:
             raise uninitialised(self)
         W, b = self.weights.W, self.weights.b
+        if x.ndim < W.ndim - 1 or x.shape[-1] != W.shape[-2]:
+            raise LayerError(
+                self,
+                f"has weights for inputs of {W.shape[-2]} channels, the last axis, after "
+                f"at least {W.ndim - 2} of positions, but its input is of shape {x.shape}. "
+                "Batches are made by `jax.vmap(net)(x)`.",
+            )
         scale = self.parameterization.weights(self.W_std, math.prod(W.shape[:-1])).scale
         out = scale.astype(x.dtype) * self.apply(W, x)
         if b is not None and self.b_std is not None:
@@ -141,9 +148,9 @@ class Dense(AbstractAffine):
     """
 
     width: int = eqx.field(static=True)
-    W_std: Float[Array, ""]
-    b_std: Float[Array, ""] | None
-    parameterization: AbstractParameterization
+    W_std: Float[Array, ""] = eqx.field(converter=to_scalar)
+    b_std: Float[Array, ""] | None = eqx.field(converter=to_optional_scalar)
+    parameterization: AbstractParameterization = eqx.field(converter=to_parameterization)
     weights: AffineWeights | None
 
     def __init__(
@@ -169,9 +176,9 @@ class Dense(AbstractAffine):
         **Raises:** `ValueError` for arguments that make no sense.
         """
         self.width = width
-        self.W_std = to_scalar(W_std)
-        self.b_std = to_optional_scalar(b_std)
-        self.parameterization = to_parameterization(parameterization)
+        self.W_std = W_std
+        self.b_std = b_std
+        self.parameterization = parameterization
         self.weights = None
 
     def filter_for(self, signal):
@@ -206,9 +213,9 @@ class Conv(AbstractAffine):
     filter_shape: tuple[int, ...] = eqx.field(static=True)
     strides: tuple[int, ...] | None = eqx.field(static=True)
     padding: str = eqx.field(static=True)
-    W_std: Float[Array, ""]
-    b_std: Float[Array, ""] | None
-    parameterization: AbstractParameterization
+    W_std: Float[Array, ""] = eqx.field(converter=to_scalar)
+    b_std: Float[Array, ""] | None = eqx.field(converter=to_optional_scalar)
+    parameterization: AbstractParameterization = eqx.field(converter=to_parameterization)
     weights: AffineWeights | None
 
     def __init__(
@@ -238,9 +245,9 @@ class Conv(AbstractAffine):
         self.filter_shape = to_sizes(filter_shape)
         self.strides = to_optional_sizes(strides)
         self.padding = padding
-        self.W_std = to_scalar(W_std)
-        self.b_std = to_optional_scalar(b_std)
-        self.parameterization = to_parameterization(parameterization)
+        self.W_std = W_std
+        self.b_std = b_std
+        self.parameterization = parameterization
         self.weights = None
 
     def __check_init__(self):
@@ -248,7 +255,8 @@ class Conv(AbstractAffine):
 
     @property
     def window(self) -> Window:
-        strides = self.strides or (1,) * len(self.filter_shape)
+        ones = (1,) * len(self.filter_shape)
+        strides = ones if self.strides is None else self.strides
         return Window(self.filter_shape, strides, self.padding)
 
     def filter_for(self, signal):

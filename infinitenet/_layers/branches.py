@@ -26,11 +26,16 @@ from .._path import inside, LayerError
 from .._signal import Signal, Signals
 
 
-def _fan_out(signal: Signals) -> Signals:
+def _fan_out(layer: AbstractLayer, signal: Signals) -> Signal:
     """Of each copy: it is correlated with all others until it meets fresh weights."""
-    if isinstance(signal, Signal):
-        return dataclasses.replace(signal, fresh=(*signal.fresh, False))
-    return tuple(map(_fan_out, signal))
+    if not isinstance(signal, Signal):
+        raise LayerError(
+            layer,
+            f"copies a single array, but its input is a tuple of {len(signal)}, the parts "
+            "of which may be correlated with each other as well. Put one such layer for "
+            "each of them into `Parallel`, or `FanInSum` before it.",
+        )
+    return dataclasses.replace(signal, fresh=(*signal.fresh, False))
 
 
 def _join(demands: Demands) -> Demand:
@@ -125,7 +130,7 @@ class FanOut(AbstractCombinator):
         return (x,) * self.num
 
     def check(self, signal):
-        return (_fan_out(signal),) * self.num
+        return (_fan_out(self, signal),) * self.num
 
     def requires(self, demand):
         return _join(demand)
@@ -260,7 +265,7 @@ class AbstractSum(AbstractCombinator):
         """The sum of others."""
 
     def check(self, signal):
-        copies = (_fan_out(signal),) * len(self.branches())
+        copies = (_fan_out(self, signal),) * len(self.branches())
         return _fan_in(self, _check(self.branches(), copies), list(self.branches()))
 
     def __call__(self, x, *, key=None):
@@ -268,7 +273,7 @@ class AbstractSum(AbstractCombinator):
         return ft.reduce(jnp.add, _call(branches, (x,) * len(branches), key))
 
     def draw(self, key, signal):
-        copies = (_fan_out(signal),) * len(self.branches())
+        copies = (_fan_out(self, signal),) * len(self.branches())
         return self.with_branches(_draw(self.branches(), key, copies))
 
     def requires(self, demand):

@@ -49,7 +49,8 @@ class AvgPool(AbstractLayer):
 
     @property
     def window(self) -> Window:
-        strides = self.strides or (1,) * len(self.window_shape)
+        ones = (1,) * len(self.window_shape)
+        strides = ones if self.strides is None else self.strides
         return Window(self.window_shape, strides, self.padding)
 
     def _matrices(self, spatial: Sequence[int]) -> list[np.ndarray]:
@@ -113,6 +114,9 @@ class GlobalAvgPool(AbstractLayer):
         return _all_pairs(demand)
 
     def infinite(self, kernel):
+        if not kernel.nngp.spatial:
+            return kernel
+
         def pool(k11, k12, k22):
             del k11, k22
             # By matrix products: a sum of a million terms in sequence loses digits.
