@@ -96,11 +96,11 @@ def gram(
     else:
         with reporting(progress, "kernel", "entries") as report:
             out = _by_tiles(entry, arrays, x1, x2, area, report)
-    nngp, ntk = (
-        None if k is None else check_finite(name, k.array, _OVERFLOW)
-        for name, k in zip(("nngp", "ntk"), out, strict=True)
+    nngp, tangent = out
+    return Gram(
+        check_finite("nngp", nngp.array, _OVERFLOW),
+        None if tangent is None else check_finite("ntk", tangent.array, _OVERFLOW),
     )
-    return Gram(nngp, ntk)
 
 
 Pair: TypeAlias = tuple[Covariance, Covariance | None]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -45,9 +45,8 @@ def check_scalars(layer: eqx.Module) -> None:
 def to_sizes(value: Sizes | int) -> tuple[int, ...]:
     """One size for each spatial dimension."""
     try:
-        if hasattr(value, "__index__"):
-            return (operator.index(value),)
-        return tuple(operator.index(n) for n in value)
+        several = value if isinstance(value, Iterable) else (value,)
+        return tuple(operator.index(n) for n in several)
     except TypeError:
         raise ValueError(
             f"Sizes and strides must be integers or tuples of them, but one is {value!r}."

@@ -5,6 +5,8 @@ the polynomials below take less than 2), and their derivatives are infinite or N
 where kernels need them: at identical inputs, and at inputs of zero.
 """
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,34 +53,21 @@ def roots(
     return jnp.where(positive, root, 0), jnp.where(positive, 1 / root, 0)
 
 
-def _snap(c: Array) -> tuple[Array, Array]:
-    """A correlation within `[-1, 1]`, and its distance `1 - abs(c)` from the ends."""
-    t = 1 - jnp.abs(c)
-    inside = t > _SNAP * jnp.finfo(c.dtype).eps
-    return jnp.where(inside, c, jnp.sign(c)), jnp.where(inside, t, 0)
+def _snapped_root(t: Array) -> Array:
+    """`sqrt(t)` of the distance `t` of a correlation from 1, and zero if that is rounding.
 
-
-def _sine(t: Array) -> Array:
-    """The sine of the angle of which the cosine is `1 - t` or `t - 1`.
-
-    Its derivative is infinite at zero: return zero there. It matters although callers have
+    Its derivative is infinite at zero: it is zero here. That matters although callers have
     their own rules, as JAX forgets those in loops under forward-over-reverse mode.
     """
-    positive = t > 0
-    t = jnp.where(positive, t, 1)
-    return jnp.where(positive, jnp.sqrt(t * (2 - t)), 0)
+    inside = t > _SNAP * jnp.finfo(t.dtype).eps
+    return jnp.where(inside, jnp.sqrt(jnp.where(inside, t, 1)), 0)
 
 
-def _supplement(c: Array, t: Array) -> Array:
-    """`1 - arccos(c) / pi`."""
-    positive = t > 0
-    t = jnp.where(positive, t, 1)
-    if is_narrow(c):
-        acute = jnp.sqrt(t) * _polynomial(_ARCCOS, t) / jnp.pi
-    else:
-        acute = 2 / jnp.pi * jnp.arctan2(jnp.sqrt(t), jnp.sqrt(2 - t))
-    acute = jnp.where(positive, acute, 0)
-    return jnp.where(c < 0, acute, 1 - acute)
+def _acute(root: Array, t: Array) -> Array:
+    """`arccos(1 - t) / pi`, given `sqrt(t)`, which may be zero where `t` is rounding."""
+    if is_narrow(t):
+        return root * _polynomial(_ARCCOS, t) * (1 / np.pi)
+    return jnp.arctan2(root, jnp.sqrt(2 - t)) * (2 / np.pi)
 
 
 @jax.custom_jvp
@@ -104,9 +93,18 @@ def arc_cosine(
     (s1, r1), (s2, r2) = roots(q1), roots(q2)
     # Clipping takes place in here, out of sight of differentiation: else the NTK would
     # be zero wherever rounding gives `c >= 1`, as on the diagonal of a kernel matrix.
-    c, t = _snap(k * (r1 * r2))
-    kappa0 = _supplement(c, t)
-    return s1 * s2 * _sine(t) / jnp.pi + k * kappa0, kappa0
+    t = 1 - jnp.abs(k * (r1 * r2))
+    root = _snapped_root(t)
+    acute = _acute(root, t)
+    kappa0 = jnp.where(k < 0, acute, 1 - acute)
+    sine = root * jnp.sqrt(2 - t)
+    return s1 * s2 * (sine * (1 / np.pi)) + k * kappa0, kappa0
+
+
+def _sum_known(*terms: tuple[Array, Array | SymbolicZero]) -> Array | SymbolicZero:
+    """Sum of coefficients times tangents, where those that are zero cost nothing."""
+    known = [a * b for a, b in terms if not isinstance(b, SymbolicZero)]
+    return ft.reduce(jnp.add, known) if known else terms[0][1]
 
 
 def _arc_cosine_jvp(primals, tangents):
@@ -114,23 +112,24 @@ def _arc_cosine_jvp(primals, tangents):
     t_q1, t_k, t_q2 = tangents
     kappa1, kappa0 = arc_cosine(q1, k, q2)  # Not inlined, for derivatives of this rule.
     (_, r1), (_, r2) = roots(q1), roots(q2)
-    zero = jnp.zeros_like(kappa1)
-    # Tangents of log(sqrt(q1 q2)). Most often the variances have none: the NTK is the
+    # Of log(sqrt(q1 q2)). Most often the variances have no tangents: the NTK is the
     # derivative along the covariance alone.
-    t_log = zero
-    for r, t_q in ((r1, t_q1), (r2, t_q2)):
-        if not isinstance(t_q, SymbolicZero):
-            t_log = t_log + r**2 * t_q / 2
-    t_k = zero if isinstance(t_k, SymbolicZero) else t_k
+    t_log = _sum_known((r1**2 / 2, t_q1), (r2**2 / 2, t_q2))
     # kappa1 = sqrt(q1 q2) sin / pi + k kappa0
-    t_kappa1 = kappa0 * t_k + (kappa1 - k * kappa0) * t_log
+    t_kappa1 = _sum_known((kappa0, t_k), (kappa1 - k * kappa0, t_log))
     # The derivative of an angle is infinite at 0 and pi: return zero, which is right on
     # the diagonal of a kernel matrix, where the angle stays zero.
-    c, t = _snap(k * (r1 * r2))
-    sin = jnp.sqrt(jnp.where(t > 0, t * (2 - t), 1))
-    t_c = t_k * (r1 * r2) - c * t_log
-    t_kappa0 = jnp.where(t > 0, t_c / (jnp.pi * sin), 0)
-    return (kappa1, kappa0), (t_kappa1, t_kappa0)
+    c = k * (r1 * r2)
+    t = 1 - jnp.abs(c)
+    sine = _snapped_root(t) * jnp.sqrt(2 - t)
+    inverse = jnp.where(sine > 0, 1 / (np.pi * jnp.where(sine > 0, sine, 1)), 0)
+    t_kappa0 = _sum_known((inverse * (r1 * r2), t_k), (-inverse * c, t_log))
+    zero = jnp.zeros_like(kappa1)
+    return (kappa1, kappa0), (_dense(t_kappa1, zero), _dense(t_kappa0, zero))
+
+
+def _dense(tangent: Array | SymbolicZero, zero: Array) -> Array:
+    return zero if isinstance(tangent, SymbolicZero) else tangent
 
 
 arc_cosine.defjvp(_arc_cosine_jvp, symbolic_zeros=True)
@@ -171,14 +170,17 @@ def _arc_sine_jvp(primals, tangents):
     q1, k, q2 = primals
     t_q1, t_k, t_q2 = tangents
     value, slope = arc_sine(q1, k, q2)  # Not inlined, for derivatives of this rule.
+    p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
+    t_value = _sum_known(
+        (slope, t_k), (-slope * k * p1 / 2, t_q1), (-slope * k * p2 / 2, t_q2)
+    )
+    t_slope = _sum_known(
+        (slope * slope * (slope * k), t_k),
+        (-slope * slope * (slope * (1 + q2)) / 2, t_q1),
+        (-slope * slope * (slope * (1 + q1)) / 2, t_q2),
+    )
     zero = jnp.zeros_like(value)
-    t_k = zero if isinstance(t_k, SymbolicZero) else t_k
-    t_value, t_log = slope * t_k, slope * (slope * k) * t_k
-    for q, other, t_q in ((q1, q2, t_q1), (q2, q1, t_q2)):
-        if not isinstance(t_q, SymbolicZero):
-            t_value = t_value - slope * k * (t_q / (2 * (1 + q)))
-            t_log = t_log - slope * (slope * (1 + other)) * (t_q / 2)
-    return (value, slope), (t_value, slope * t_log)
+    return (value, slope), (_dense(t_value, zero), _dense(t_slope, zero))
 
 
 arc_sine.defjvp(_arc_sine_jvp, symbolic_zeros=True)

@@ -205,7 +205,9 @@ def test_memory_under_transformations():
     def temporary(n, **options):
         x = np.asarray(jr.normal(jr.key(2), (n, 12, 3)))
         fn = jax.jit(jax.grad(lambda s: jnp.sum(inn.gram(scaled(s), x, **options).ntk)))
-        return fn.lower(1.0).compile().memory_analysis().temp_size_in_bytes
+        analysis = fn.lower(1.0).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     scaled = lambda s: eqx.tree_at(lambda net: net.layers[0].W_std, net, jnp.asarray(s))
     few, many = (temporary(n, memory=10**5) for n in (8, 32))

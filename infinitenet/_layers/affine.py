@@ -176,9 +176,9 @@ class Dense(AbstractAffine):
         **Raises:** `ValueError` for arguments that make no sense.
         """
         self.width = width
-        self.W_std = W_std
-        self.b_std = b_std
-        self.parameterization = parameterization
+        self.W_std = to_scalar(W_std)
+        self.b_std = to_optional_scalar(b_std)
+        self.parameterization = to_parameterization(parameterization)
         self.weights = None
 
     def filter_for(self, signal):
@@ -245,9 +245,9 @@ class Conv(AbstractAffine):
         self.filter_shape = to_sizes(filter_shape)
         self.strides = to_optional_sizes(strides)
         self.padding = padding
-        self.W_std = W_std
-        self.b_std = b_std
-        self.parameterization = parameterization
+        self.W_std = to_scalar(W_std)
+        self.b_std = to_optional_scalar(b_std)
+        self.parameterization = to_parameterization(parameterization)
         self.weights = None
 
     def __check_init__(self):
