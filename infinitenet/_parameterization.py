@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -121,12 +122,15 @@ class StandardParameterization(AbstractParameterization):
 
 
 def to_parameterization(
-    value: AbstractParameterization | str,
+    value: AbstractParameterization | str, s: Sequence[int] = (1, 1)
 ) -> AbstractParameterization:
-    """Names stand for parameterizations without options."""
-    named = {"ntk": NTKParameterization, "standard": StandardParameterization}
-    if isinstance(value, str) and value in named:
-        return named[value]()
+    """By its name, `"ntk"` or `"standard"`; the latter with factors `s` of widths."""
+    if value == "standard":
+        return StandardParameterization(tuple(s))
+    if tuple(s) != (1, 1):
+        raise ValueError(f'`s` is for `parameterization="standard"`, but it is {s}.')
+    if value == "ntk":
+        return NTKParameterization()
     if isinstance(value, AbstractParameterization):
         return value
     raise ValueError(

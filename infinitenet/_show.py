@@ -15,7 +15,8 @@ def show(layer: eqx.Module) -> str:
     shown = []
     arguments = inspect.signature(type(layer)).parameters
     for name, argument in arguments.items():
-        value = _show(getattr(layer, name))
+        # Some are kept within others, such as `s` in the parameterization.
+        value = _show(getattr(layer, name, argument.default))
         if argument.default is inspect.Parameter.empty:
             shown.append(value)
         elif value != _show(argument.default):

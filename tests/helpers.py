@@ -21,8 +21,7 @@ def load(name):
 def _affine_options(spec):
     options = {"W_std": spec["W_std"], "b_std": spec["b_std"]}
     if spec.get("parameterization") == "standard":
-        s = tuple(spec.get("s", (1, 1)))
-        options["parameterization"] = inn.StandardParameterization(s)
+        options |= {"parameterization": "standard", "s": tuple(spec.get("s", (1, 1)))}
     return options
 
 

@@ -103,6 +103,7 @@ def test_images(layers, words):
         (lambda: inn.Dense(4, b_std=-1.0), ["Dense", "`b_std`"]),
         (lambda: inn.Dense(4, parameterization="mup"), ["`parameterization`", "standard"]),
         (lambda: inn.StandardParameterization((0, 1)), ["`s`"]),
+        (lambda: inn.Dense(4, s=(1, 2)), ["`s`", "standard"]),
         (lambda: inn.LeakyRelu(np.inf), ["LeakyRelu", "`alpha`"]),
         (lambda: inn.Sequential([inn.Relu]), ["`layers[0]`", "a class"]),
         (lambda: inn.Repeat(inn.Relu(), 0), ["Repeat", "`times`"]),

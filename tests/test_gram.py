@@ -185,6 +185,16 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert int(out.stdout) < 300
 
 
+def test_repr_of_parameterization():
+    assert repr(inn.Dense(8, parameterization="standard")) == (
+        "Dense(8, parameterization='standard')"
+    )
+    net = inn.Dense(8, 2.0, parameterization="standard", s=(1, 2))
+    assert repr(net) == (
+        "Dense(8, W_std=2, parameterization=StandardParameterization((1, 2)))"
+    )
+
+
 def test_repr():
     net = inn.Sequential([inn.Conv(8, (3, 3), (2, 2), b_std=0.1), inn.Residual(inn.Relu())])
     assert repr(net) == (

@@ -160,6 +160,7 @@ class Dense(AbstractAffine):
         b_std: Scalar | None = None,
         *,
         parameterization: AbstractParameterization | str = "ntk",
+        s: Sizes = (1, 1),
     ):
         """**Arguments:**
 
@@ -172,13 +173,15 @@ class Dense(AbstractAffine):
             start at zero, `b_std=0.0`, differ from none: they are trained.)
         - `parameterization`: `"ntk"`, `"standard"`, or an
             [`infinitenet.AbstractParameterization`][].
+        - `s`: factors of the widths of inputs and of outputs, in standard parameterization:
+            see [`infinitenet.StandardParameterization`][].
 
         **Raises:** `ValueError` for arguments that make no sense.
         """
         self.width = width
         self.W_std = to_scalar(W_std)
         self.b_std = to_optional_scalar(b_std)
-        self.parameterization = to_parameterization(parameterization)
+        self.parameterization = to_parameterization(parameterization, s)
         self.weights = None
 
     def filter_for(self, signal):
@@ -228,6 +231,7 @@ class Conv(AbstractAffine):
         b_std: Scalar | None = None,
         *,
         parameterization: AbstractParameterization | str = "ntk",
+        s: Sizes = (1, 1),
     ):
         """**Arguments:**
 
@@ -237,7 +241,7 @@ class Conv(AbstractAffine):
             Inputs are of shape `(*spatial, channels)`, with as many spatial dimensions.
         - `strides`: steps between outputs, along each spatial dimension; 1 by default.
         - `padding`: `"VALID"`, `"SAME"` (zeros outside of the input) or `"CIRCULAR"`.
-        - `W_std`, `b_std`, `parameterization`: as for [`infinitenet.Dense`][].
+        - `W_std`, `b_std`, `parameterization`, `s`: as for [`infinitenet.Dense`][].
 
         **Raises:** `ValueError` for arguments that make no sense.
         """
@@ -247,7 +251,7 @@ class Conv(AbstractAffine):
         self.padding = padding
         self.W_std = to_scalar(W_std)
         self.b_std = to_optional_scalar(b_std)
-        self.parameterization = to_parameterization(parameterization)
+        self.parameterization = to_parameterization(parameterization, s)
         self.weights = None
 
     def __check_init__(self):
