@@ -2,7 +2,6 @@
 
 import abc
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -122,12 +121,12 @@ class StandardParameterization(AbstractParameterization):
 
 
 def to_parameterization(
-    value: AbstractParameterization | str, s: Sequence[int] = (1, 1)
+    value: AbstractParameterization | str, s: tuple[int, int] = (1, 1)
 ) -> AbstractParameterization:
     """By its name, `"ntk"` or `"standard"`; the latter with factors `s` of widths."""
     if value == "standard":
-        return StandardParameterization(tuple(s))
-    if tuple(s) != (1, 1):
+        return StandardParameterization(s)
+    if s != (1, 1):
         raise ValueError(f'`s` is for `parameterization="standard"`, but it is {s}.')
     if value == "ntk":
         return NTKParameterization()

@@ -160,7 +160,7 @@ class Dense(AbstractAffine):
         b_std: Scalar | None = None,
         *,
         parameterization: AbstractParameterization | str = "ntk",
-        s: Sizes = (1, 1),
+        s: tuple[int, int] = (1, 1),
     ):
         """**Arguments:**
 
@@ -231,7 +231,7 @@ class Conv(AbstractAffine):
         b_std: Scalar | None = None,
         *,
         parameterization: AbstractParameterization | str = "ntk",
-        s: Sizes = (1, 1),
+        s: tuple[int, int] = (1, 1),
     ):
         """**Arguments:**
 
