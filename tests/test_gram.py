@@ -98,6 +98,14 @@ def test_pooling_of_what_has_no_positions():
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+def test_flatten_of_one_position():
+    """Leaves features Gaussian, so that a nonlinearity may follow."""
+    conv, rest = inn.Conv(5, (5,), W_std=1.2), [inn.Relu(), inn.Dense(2)]
+    want = inn.gram(inn.Sequential([conv, inn.GlobalAvgPool(), *rest]), _x).ntk
+    got = inn.gram(inn.Sequential([conv, inn.Flatten(), *rest]), _x).ntk
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 def test_dtypes():
     single = inn.gram(_net, _x.astype(np.float32))
     assert single.nngp.dtype == single.ntk.dtype == np.float32

@@ -28,8 +28,10 @@ class Flatten(AbstractLayer):
     def check(self, signal):
         if not signal.spatial:
             return signal
-        # Not Gaussian with one variance: features now differ by their position.
-        return dataclasses.replace(signal, shape=(math.prod(signal.shape),), gaussian=False)
+        # Features of several positions have several variances.
+        gaussian = signal.gaussian and math.prod(signal.spatial) == 1
+        shape = (math.prod(signal.shape),)
+        return dataclasses.replace(signal, shape=shape, gaussian=gaussian)
 
     def requires(self, demand):
         return Demand(Pairs.SAME, min(demand.marginal, Pairs.SAME))
