@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._checks import check_finite
+from ._signal import check_numbers
 from ._tracing import is_traced
 
 
@@ -35,18 +36,12 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
             f"`{name}` must be an array, or a tuple of arrays for a network with several "
             f"inputs, but it is a {type(x).__name__}. Lists are converted by `numpy.array`."
         )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"`{name}` must be real floating-point numbers, but its dtype is {x.dtype}. "
-            f"Convert it first, such as by `{name}.astype(float) / 255` for images."
-        )
+    check_numbers(name, x)
     if x.ndim < 2:
         raise ValueError(
             f"`{name}` must have a batch axis and a channel axis, of shape `(n, *spatial, "
             f"channels)`, but its shape is {x.shape}. Add an axis by `{name}[:, None]` for "
             f"scalar inputs, or by `{name}[None]` for a single example."
         )
-    if 0 in x.shape:
-        raise ValueError(f"`{name}` must not be empty, but its shape is {x.shape}.")
     x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
     return x if is_traced(x) else check_finite(name, x, _NOT_FINITE)

@@ -174,7 +174,7 @@ def _by_rows(
         return out
     one = jax.checkpoint(lambda x: entry(arrays, x, None))
     alone = lax.map(one, x1, batch_size=min(area, n1))
-    index = jnp.arange(batch_size(x1))
+    index = jnp.arange(n1)
     return jax.tree.map(lambda k, k0: k.at[index, index].set(k0), out, alone)
 
 

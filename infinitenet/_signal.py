@@ -51,6 +51,17 @@ Signals: TypeAlias = "Signal | tuple[Signals, ...]"
 Examples: TypeAlias = "Example | tuple[Examples, ...]"
 
 
+def check_numbers(name: str, x: Example) -> None:
+    """**Raises:** `ValueError` for integers, and for what is empty."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"`{name}` must be real floating-point numbers, but its dtype is {x.dtype}. "
+            f"Convert it first, such as by `{name}.astype(float) / 255` for images."
+        )
+    if 0 in x.shape:
+        raise ValueError(f"`{name}` must not be empty, but its shape is {x.shape}.")
+
+
 def signal_of(x: Examples, fresh: tuple[bool, ...] = ()) -> Signals:
     """The signal that an input is: of one example, or of a tuple of such."""
     if isinstance(x, tuple):
@@ -58,16 +69,10 @@ def signal_of(x: Examples, fresh: tuple[bool, ...] = ()) -> Signals:
         return tuple(signal_of(each, (*fresh, False)) for each in x)
     if not isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         raise ValueError(f"`x` must be an array, but it is a {type(x).__name__}.")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"`x` must be real floating-point numbers, but its dtype is {x.dtype}. "
-            "Convert it first, for example by `x.astype(float) / 255` for images."
-        )
+    check_numbers("x", x)
     if len(x.shape) == 0:
         raise ValueError(
             "`x` must have a channel axis, its last: one example is of shape "
             "`(*spatial, channels)`. Add it by `x[..., None]`."
         )
-    if 0 in x.shape:
-        raise ValueError(f"`x` must not be empty, but its shape is {x.shape}.")
     return Signal(tuple(x.shape), np.dtype(x.dtype), fresh=fresh)
