@@ -51,7 +51,6 @@ from ._layers.flatten import Flatten as Flatten
 from ._layers.pointwise import (
     ABRelu as ABRelu,
     Abs as Abs,
-    AbstractPointwise as AbstractPointwise,
     Erf as Erf,
     LeakyRelu as LeakyRelu,
     Relu as Relu,
@@ -66,6 +65,7 @@ from ._parameterization import (
     StandardParameterization as StandardParameterization,
 )
 from ._path import LayerError as LayerError
+from ._pointwise import AbstractPointwise as AbstractPointwise
 from ._signal import Signal as Signal
 from ._solution import Prediction as Prediction
 from ._training import evaluate_ensemble as evaluate_ensemble

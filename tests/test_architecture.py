@@ -36,6 +36,7 @@ _order = [
     "_parameterization",
     "_weights",
     "_layer",
+    "_pointwise",
     "_layers.*",
     "_layers",
     "_matrices",

@@ -1,4 +1,4 @@
-"""Nonlinearities that act on each activation by itself, and their duals."""
+"""Nonlinearities with duals in closed form."""
 
 import abc
 from typing import TypeAlias
@@ -9,60 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._covariance import Covariance, Pairs
 from .._hyperparameters import check_number, to_scalar
-from .._kernel import Demand, Kernel
-from .._layer import AbstractLayer
-from .._path import LayerError
-from .._signal import Signal
+from .._pointwise import AbstractPointwise
 from .._special import arc_cosine, arc_sine
-
-
-class AbstractPointwise(AbstractLayer):
-    r"""A nonlinearity $\phi$, applied to each activation.
-
-    At infinite width $k' = E[\phi(u) \phi(v)]$ for Gaussian $u, v$ of variances $q_1, q_2$
-    and covariance $k$: the dual of $\phi$. The NTK's factor $E[\phi'(u) \phi'(v)]$ is its
-    derivative along $k$ (Price's theorem), so that nothing else need be given.
-
-    ??? cite "Reference"
-        Daniely, Frostig & Singer, Toward Deeper Understanding of Neural Networks, NeurIPS
-        2016: section 4 (duals).
-    """
-
-    @abc.abstractmethod
-    def dual(
-        self, q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
-    ) -> Float[Array, "..."]:
-        """`E[f(u) f(v)]`, for Gaussian `u, v` of variances `q1, q2`, covariance `k`.
-
-        It acts on each entry, and must be differentiable, with finite values and
-        derivatives also for `q1 == k == q2`, and for variances of zero.
-        """
-
-    def check(self, signal: Signal) -> Signal:
-        if not signal.gaussian:
-            raise LayerError(
-                self,
-                "must come after a layer of weights such as `Dense` or `Conv` (with "
-                "nothing in between that mixes features with positions or applies "
-                "another nonlinearity), as its inputs must be Gaussian at infinite width. "
-                "Insert one before it.",
-            )
-        return signal.nonlinear()
-
-    def requires(self, demand: Demand) -> Demand:
-        return demand.at_least(Pairs.SAME, Pairs.SAME)
-
-    def infinite(self, kernel: Kernel) -> Kernel:
-        def pointwise(k11, k12, k22):
-            # Aligned with the axes of `k12`, of positions `p` and perhaps of `q`.
-            q1, q2 = k11.diagonal(), k22.diagonal()
-            ones = (1,) * (k12.array.ndim - q1.ndim)
-            q1, q2 = q1.reshape(q1.shape + ones), q2.reshape(ones + q2.shape)
-            return Covariance(self.dual(q1, k12.array, q2), k12.pairs)
-
-        return kernel.propagate(pointwise)
 
 
 Slope: TypeAlias = Float[Array, ""] | float
