@@ -46,6 +46,7 @@ class Kernel(eqx.Module):
     - `alone`: whether both inputs are the same one, so that all covariances are `nngp`.
         Then they are so exactly, while separate computations would differ by rounding,
         to which angles near zero are sensitive.
+    - `uniform`: whether all inputs have the same variance, so that the marginals are one.
     - `channels`: the width of the (finite) layer, `None` if it is not known.
     """
 
@@ -55,6 +56,7 @@ class Kernel(eqx.Module):
     cov2: Covariance | None
     alone: bool = eqx.field(static=True)
     channels: int | None = eqx.field(static=True)
+    uniform: bool = eqx.field(default=False, static=True)
 
     @staticmethod
     def of_inputs(

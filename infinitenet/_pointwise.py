@@ -1,7 +1,10 @@
 """Nonlinearities that act on each activation by itself."""
 
 import abc
+import dataclasses
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._covariance import Covariance, Pairs
@@ -33,6 +36,27 @@ class AbstractPointwise(AbstractLayer):
         derivatives also for `q1 == k == q2`, and for variances of zero.
         """
 
+    @property
+    def odd(self) -> bool:
+        r"""Whether $\phi(-x) = -\phi(x)$ for certain, so that outputs have zero mean."""
+        return False
+
+    @property
+    def flat(self) -> bool:
+        r"""Whether $\phi'$ vanishes wherever it exists, as for steps.
+
+        Gradient descent does not see through these, so that the NTK is zero after them,
+        although the dual does change with the covariance.
+        """
+        return False
+
+    def dual_at(
+        self, q: Float[Array, "*#s"], k: Float[Array, "*s"]
+    ) -> Float[Array, "*s"]:
+        """The dual where all inputs have the variance `q`, for those that have a faster
+        way then."""
+        return self.dual(q, k, q)
+
     def check(self, signal: Signal) -> Signal:
         if not signal.gaussian:
             raise LayerError(
@@ -48,11 +72,18 @@ class AbstractPointwise(AbstractLayer):
         return demand.at_least(Pairs.SAME, Pairs.SAME)
 
     def infinite(self, kernel: Kernel) -> Kernel:
+        dual = self.dual
+        if kernel.uniform:
+            dual = lambda q1, k, q2: self.dual_at(q1, k)
+
         def pointwise(k11, k12, k22):
             # Aligned with the axes of `k12`, of positions `p` and perhaps of `q`.
             q1, q2 = k11.diagonal(), k22.diagonal()
             ones = (1,) * (k12.array.ndim - q1.ndim)
             q1, q2 = q1.reshape(q1.shape + ones), q2.reshape(ones + q2.shape)
-            return Covariance(self.dual(q1, k12.array, q2), k12.pairs)
+            return Covariance(dual(q1, k12.array, q2), k12.pairs)
 
-        return kernel.propagate(pointwise)
+        if not self.flat or kernel.ntk is None:
+            return kernel.propagate(pointwise)
+        out = dataclasses.replace(kernel, ntk=None).propagate(pointwise)
+        return dataclasses.replace(out, ntk=jax.tree.map(jnp.zeros_like, out.nngp))

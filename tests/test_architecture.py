@@ -60,6 +60,7 @@ _order = [
 # Abstract class and the methods which are its defaults: subclasses may override these.
 _defaults = {
     "AbstractLayer": {"check", "draw", "requires"},
+    "AbstractPointwise": {"dual_at", "flat", "odd"},
 }
 
 _max_lines_of_file = 400
