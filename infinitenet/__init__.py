@@ -24,6 +24,7 @@ from ._flow import (
 )
 from ._gp import condition as condition, Posterior as Posterior
 from ._gram import gram as gram
+from ._inputs import Inputs as Inputs, Positions as Positions
 from ._kernel import Demand as Demand, Kernel as Kernel
 from ._layer import (
     AbstractCombinator as AbstractCombinator,
@@ -40,12 +41,24 @@ from ._layers.attention import (
     SelfAttention as SelfAttention,
 )
 from ._layers.branches import (
-    FanInSum as FanInSum,
+    Concatenate as Concatenate,
     FanOut as FanOut,
     Identity as Identity,
     Parallel as Parallel,
+    Product as Product,
     Residual as Residual,
     Sum as Sum,
+)
+from ._layers.custom import Pointwise as Pointwise
+from ._layers.exponential import (
+    Exp as Exp,
+    ExpNormalized as ExpNormalized,
+    Gaussian as Gaussian,
+)
+from ._layers.fan_in import (
+    FanInConcat as FanInConcat,
+    FanInProd as FanInProd,
+    FanInSum as FanInSum,
 )
 from ._layers.flatten import Flatten as Flatten
 from ._layers.pointwise import (
@@ -54,10 +67,32 @@ from ._layers.pointwise import (
     Erf as Erf,
     LeakyRelu as LeakyRelu,
     Relu as Relu,
+    SigmoidLike as SigmoidLike,
 )
-from ._layers.pooling import AvgPool as AvgPool, GlobalAvgPool as GlobalAvgPool
+from ._layers.polynomial import (
+    Hermite as Hermite,
+    Monomial as Monomial,
+    Polynomial as Polynomial,
+)
+from ._layers.pooling import (
+    AvgPool as AvgPool,
+    GlobalAvgPool as GlobalAvgPool,
+    GlobalSumPool as GlobalSumPool,
+    SumPool as SumPool,
+)
+from ._layers.rectified import (
+    Gelu as Gelu,
+    RectifiedMonomial as RectifiedMonomial,
+    Sign as Sign,
+)
 from ._layers.repeat import Repeat as Repeat
 from ._layers.sequential import Sequential as Sequential
+from ._layers.waves import (
+    Cos as Cos,
+    Gabor as Gabor,
+    Rbf as Rbf,
+    Sin as Sin,
+)
 from ._matrices import Gram as Gram
 from ._parameterization import (
     AbstractParameterization as AbstractParameterization,

@@ -1,11 +1,13 @@
 """Batches of inputs: arrays, or tuples of arrays for networks with several inputs."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._checks import check_finite
+from ._inputs import Inputs
 from ._signal import check_numbers
 from ._tracing import is_traced
 
@@ -31,6 +33,9 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
                 f"{[batch_size(part) for part in parts]} examples."
             )
         return parts
+    if isinstance(x, Inputs):
+        # Where values are missing, they are zero.
+        return eqx.tree_at(lambda x: x.array, x, to_batch(name, x.array))
     if not isinstance(x, jax.Array | np.ndarray):
         raise ValueError(
             f"`{name}` must be an array, or a tuple of arrays for a network with several "

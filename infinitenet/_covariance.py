@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._window import Window
 
@@ -79,6 +79,16 @@ class Covariance(eqx.Module):
         if pairs > self.pairs:
             raise ValueError(f"A covariance of {self.pairs!r} pairs lacks {pairs!r} ones.")
         return self if pairs == self.pairs else Covariance(self.diagonal(), pairs)
+
+    def without(
+        self, missing1: Bool[Array, "*spatial"], missing2: Bool[Array, "*spatial"]
+    ) -> "Covariance":
+        """Zero at positions that are missing in either input."""
+        if self.pairs == Pairs.ALL:
+            ndim = len(self.spatial)
+            missing1 = missing1.reshape(missing1.shape + (1,) * ndim)
+            missing2 = missing2.reshape((1,) * ndim + missing2.shape)
+        return Covariance(jnp.where(missing1 | missing2, 0, self.array), self.pairs)
 
     def window(self, window: Window) -> "Covariance":
         """Mean over offsets `d` within a window, of the entries at `(p + d, q + d)`.

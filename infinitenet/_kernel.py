@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._covariance import Covariance, Pairs
+from ._inputs import Inputs, Positions, wrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,9 @@ Kernels: TypeAlias = "Kernel | tuple[Kernels, ...]"
 # `fn(k11, k12, k22, *variances)`: the covariance of a layer's outputs.
 CovarianceMap: TypeAlias = Callable[..., Covariance]
 
+# From which positions of the inputs are missing, to which ones of the outputs are.
+Mask: TypeAlias = Callable[[Array], Array]
+
 
 class Kernel(eqx.Module):
     """What is known of the activations of an infinitely wide network on a pair of inputs.
@@ -48,6 +52,8 @@ class Kernel(eqx.Module):
         to which angles near zero are sensitive.
     - `uniform`: whether all inputs have the same variance, so that the marginals are one.
     - `channels`: the width of the (finite) layer, `None` if it is not known.
+    - `positions1`, `positions2`: which positions of each input are missing, and its graph.
+        Covariances are zero where either is missing.
     """
 
     nngp: Covariance
@@ -57,26 +63,38 @@ class Kernel(eqx.Module):
     alone: bool = eqx.field(static=True)
     channels: int | None = eqx.field(static=True)
     uniform: bool = eqx.field(default=False, static=True)
+    positions1: Positions = Positions()
+    positions2: Positions = Positions()
 
     @staticmethod
     def of_inputs(
-        x1: Float[Array, "*spatial channels"],
-        x2: Float[Array, "*spatial channels"] | None,
+        x1: Inputs | Float[Array, "*spatial channels"],
+        x2: Inputs | Float[Array, "*spatial channels"] | None,
         demand: Demand,
         *,
         ntk: bool = True,
     ) -> "Kernel":
         """The kernel of the identity: `x1 . x2 / channels`."""
+        inputs1, inputs2 = wrap(x1), wrap(x1 if x2 is None else x2)
+        a, b = inputs1.array, inputs2.array
         if x2 is None:
-            nngp = Covariance.of_inputs(x1, x1, max(demand.cross, demand.marginal))
+            nngp = Covariance.of_inputs(a, a, max(demand.cross, demand.marginal))
             cov1 = cov2 = None
         else:
-            nngp = Covariance.of_inputs(x1, x2, demand.cross)
-            cov1 = Covariance.of_inputs(x1, x1, demand.marginal)
-            cov2 = Covariance.of_inputs(x2, x2, demand.marginal)
+            nngp = Covariance.of_inputs(a, b, demand.cross)
+            cov1 = Covariance.of_inputs(a, a, demand.marginal)
+            cov2 = Covariance.of_inputs(b, b, demand.marginal)
         assert nngp is not None
-        zero = jax.tree.map(jnp.zeros_like, nngp) if ntk else None
-        return Kernel(nngp, zero, cov1, cov2, x2 is None, x1.shape[-1])
+        return Kernel(
+            nngp,
+            jax.tree.map(jnp.zeros_like, nngp) if ntk else None,
+            cov1,
+            cov2,
+            alone=x2 is None,
+            channels=a.shape[-1],
+            positions1=inputs1.positions,
+            positions2=inputs2.positions,
+        )
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -85,13 +103,12 @@ class Kernel(eqx.Module):
     def restrict(self, demand: Demand) -> "Kernel":
         """What was asked for: layers may pass on more than that."""
         to = lambda k, pairs: None if k is None or not pairs else k.to(pairs)
-        return Kernel(
-            self.nngp.to(demand.cross),
-            to(self.ntk, demand.cross),
-            to(self.cov1, demand.marginal),
-            to(self.cov2, demand.marginal),
-            self.alone,
-            self.channels,
+        return dataclasses.replace(
+            self,
+            nngp=self.nngp.to(demand.cross),
+            ntk=to(self.ntk, demand.cross),
+            cov1=to(self.cov1, demand.marginal),
+            cov2=to(self.cov2, demand.marginal),
         )
 
     def propagate(
@@ -102,6 +119,7 @@ class Kernel(eqx.Module):
         *,
         needs: Pairs = Pairs.SAME,
         channels: int | None = None,
+        mask: Mask | None = None,
     ) -> "Kernel":
         r"""The kernel of the outputs of a layer.
 
@@ -123,26 +141,75 @@ class Kernel(eqx.Module):
             the weights in the forward pass, times the fan-in.
         - `needs`: the pairs of positions that `fn` reads of each covariance.
         - `channels`: of the outputs, if not as many as those of the inputs.
+        - `mask`: the layer's `mask`, if it is not the identity.
 
         **Returns:** the kernel of the outputs.
         """
-        cov1, cov2 = (self.nngp,) * 2 if self.alone else (self.cov1, self.cov2)
-        variances = [jnp.asarray(v, self.dtype) for v in variances]
-        if self.ntk is None:
-            nngp, ntk = fn(cov1, self.nngp, cov2, *variances), None
-        else:
-            rates = [jnp.asarray(r, self.dtype) for r in rates]
-            nngp, ntk = jax.jvp(
-                lambda k, v: fn(cov1, k, cov2, *v),
-                (self.nngp, variances),
-                (self.ntk, rates),
-            )
+        return self.propagate_at(
+            lambda *positions: fn,
+            variances,
+            rates,
+            needs=needs,
+            channels=channels,
+            mask=mask,
+        )
 
-        def marginal(k: Covariance | None) -> Covariance | None:
+    def propagate_at(
+        self,
+        fn_at: Callable[[Positions, Positions], CovarianceMap],
+        variances: Sequence[Float[Array, ""]] = (),
+        rates: Sequence[Float[Array, ""]] = (),
+        *,
+        needs: Pairs = Pairs.SAME,
+        channels: int | None = None,
+        mask: Mask | None = None,
+    ) -> "Kernel":
+        """`propagate` of a map that depends on masks or graphs.
+
+        `fn_at(positions1, positions2)` is the map for such a pair of inputs.
+        """
+        p1, p2 = self.positions1, self.positions2
+        variances = [jnp.asarray(v, self.dtype) for v in variances]
+        rates = [jnp.asarray(r, self.dtype) for r in rates]
+        nngp, ntk = self._push(fn_at(p1, p2), variances, rates)
+
+        def marginal(k: Covariance | None, p: Positions) -> Covariance | None:
             # If it lacks the pairs that `fn` needs, then no later layer needs it.
             lacking = k is None or (k.spatial and k.pairs < needs)
-            return None if lacking else fn(k, k, k, *variances)
+            return None if lacking else fn_at(p, p)(k, k, k, *variances)
 
-        channels = self.channels if channels is None else channels
-        marginals = marginal(self.cov1), marginal(self.cov2)
-        return Kernel(nngp, ntk, *marginals, self.alone, channels)
+        out = dataclasses.replace(
+            self,
+            nngp=nngp,
+            ntk=ntk,
+            cov1=marginal(self.cov1, p1),
+            cov2=marginal(self.cov2, p2),
+            channels=self.channels if channels is None else channels,
+            positions1=p1.through(mask),
+            positions2=p2.through(mask),
+        )
+        return out.without_missing()
+
+    def _push(
+        self, fn: CovarianceMap, variances: list[Array], rates: list[Array]
+    ) -> tuple[Covariance, Covariance | None]:
+        """The NNGP, and the NTK as its derivative."""
+        cov1, cov2 = (self.nngp,) * 2 if self.alone else (self.cov1, self.cov2)
+        if self.ntk is None:
+            return fn(cov1, self.nngp, cov2, *variances), None
+        along = lambda k, v: fn(cov1, k, cov2, *v)
+        return jax.jvp(along, (self.nngp, variances), (self.ntk, rates))
+
+    def without_missing(self) -> "Kernel":
+        """Zeros where a position is missing."""
+        m1, m2 = self.positions1.missing, self.positions2.missing
+        if m1 is None or m2 is None:
+            return self
+        zero = lambda k, m1, m2: None if k is None else k.without(m1, m2)
+        return dataclasses.replace(
+            self,
+            nngp=zero(self.nngp, m1, m2),
+            ntk=zero(self.ntk, m1, m2),
+            cov1=zero(self.cov1, m1, m1),
+            cov2=zero(self.cov2, m2, m2),
+        )

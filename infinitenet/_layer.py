@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from ._checks import check_finite
 from ._custom_types import Arrays
 from ._hyperparameters import check_scalars
+from ._inputs import alike, Inputs, unwrap, wrap
 from ._kernel import Demand, Demands, Kernel, Kernels
 from ._path import LayerError
 from ._show import show
@@ -32,8 +33,8 @@ class AbstractLayer(eqx.Module):
         as well as after it.
 
     Batches are made by `jax.vmap`. To write a layer, define `__call__` and `infinite`, and
-    whatever of `check`, `requires` and `draw` differs from a layer without weights that
-    may be given anything.
+    whatever of `check`, `requires`, `mask`, `carry` and `draw` differs from a layer
+    without weights that may be given anything and keeps its positions.
     """
 
     @abc.abstractmethod
@@ -57,6 +58,14 @@ class AbstractLayer(eqx.Module):
     def requires(self, demand: Any) -> Any:
         """What the layer must be given, for its outputs to meet a demand."""
         return demand
+
+    def mask(self, missing: Bool[Array, "*spatial"]) -> Bool[Array, "*out"]:
+        """Which positions of the outputs are missing, given those of the inputs."""
+        return missing
+
+    def carry(self, inputs: Any, *, key: PRNGKeyArray | None = None) -> Any:
+        """Evaluates the layer on [`infinitenet.Inputs`][], with their mask and graph."""
+        return inputs.through(self(inputs.array, key=key), self.mask)
 
     def draw(self, key: PRNGKeyArray, signal: Any) -> Any:
         """This layer with weights for inputs such as this one."""
@@ -108,12 +117,14 @@ class AbstractLayer(eqx.Module):
 
         **Raises:** `ValueError`, naming the layer, if the network cannot work.
         """
-        check(self, common_signal(x1, x2))
-        for name, x in (("x1", x1), ("x2", x2)):
-            if not is_traced(x):
-                jax.tree.map(lambda x: check_finite(name, jnp.asarray(x), _NOT_FINITE), x)  # noqa: B023
+        first, second, signal = to_pair(x1, x2)
+        check(self, signal)
+        for name, x in (("x1", first), ("x2", second)):
+            for array in jax.tree.leaves(unwrap(x)):
+                if not is_traced(array):
+                    check_finite(name, jnp.asarray(array), _NOT_FINITE)
         demands = self.requires(demand)
-        kernel = kernel_of_inputs(x1, x2, demands, ntk=ntk)
+        kernel = kernel_of_inputs(first, second, demands, ntk=ntk)
         out = infinite(without_weights(self), kernel)
         is_kernel = lambda node: isinstance(node, Kernel)
         return jax.tree.map(lambda k: k.restrict(demand), out, is_leaf=is_kernel)
@@ -132,19 +143,36 @@ def uninitialised(layer: AbstractLayer) -> LayerError:
 
 
 class AbstractCombinator(AbstractLayer):
-    """A layer made of layers, or one that takes a tuple of inputs."""
+    """A layer made of layers, or one that takes a tuple of inputs.
+
+    It defines `carry`, in which masks and graphs go along, and not `__call__`.
+    """
+
+    def __call__(self, x, *, key=None):
+        return unwrap(self.carry(wrap(x), key=key))
 
 
 def check(layer: AbstractLayer, signal: Signals) -> Any:
     """`layer.check(signal)`, where simple layers take single arrays only."""
-    if not isinstance(signal, Signal) and not isinstance(layer, AbstractCombinator):
+    check_scalars(layer)
+    if isinstance(layer, AbstractCombinator):
+        return layer.check(signal)
+    if not isinstance(signal, Signal):
         raise LayerError(
             layer,
             f"takes a single array, but its input is a tuple of {len(signal)}. Put it "
             "into `Parallel`, or `FanInSum` before it.",
         )
-    check_scalars(layer)
-    return layer.check(signal)
+    out = layer.check(signal)
+    if signal.masked and isinstance(out, Signal):
+        missing = jax.ShapeDtypeStruct(signal.spatial, bool)
+        if jax.eval_shape(layer.mask, missing).shape != out.spatial:
+            raise LayerError(
+                layer,
+                "cannot be given inputs with a mask, as it does not tell which of its "
+                "outputs are missing: define its method `mask`.",
+            )
+    return out
 
 
 def to_layer(value: object, name: str = "layer") -> AbstractLayer:
@@ -169,28 +197,35 @@ def split_key(key: PRNGKeyArray | None, n: int) -> list:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-def common_signal(x1: Arrays, x2: Arrays | None) -> Signals:
-    """The signal of both inputs, which must be alike."""
-    signal = signal_of(x1)
-    if x2 is not None:
-        other = signal_of(x2)
-        if jax.tree.structure(signal) != jax.tree.structure(other):
-            raise ValueError("`x1` and `x2` must be tuples of the same structure.")
-        shapes = [jax.tree.map(np.shape, x) for x in (x1, x2)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "`x1` and `x2` must be examples of the same shape, but these are of "
-                f"shapes {shapes[0]} and {shapes[1]}."
-            )
-    return signal
+def to_pair(
+    x1: Arrays, x2: Arrays | None
+) -> tuple[PyTree[Inputs], PyTree[Inputs] | None, Signals]:
+    """Two inputs, which must be alike, and the signal of both."""
+    first, signal = wrap(x1), signal_of(x1)
+    if x2 is None:
+        return first, None, signal
+    second, other = wrap(x2), signal_of(x2)
+    if jax.tree.structure(signal) != jax.tree.structure(other):
+        raise ValueError("`x1` and `x2` must be tuples of the same structure.")
+    shapes = [jax.tree.map(np.shape, unwrap(x)) for x in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`x1` and `x2` must be examples of the same shape, but these are of "
+            f"shapes {shapes[0]} and {shapes[1]}."
+        )
+    for a, b in zip(jax.tree.leaves(signal), jax.tree.leaves(other), strict=True):
+        if (a.pattern is None) != (b.pattern is None):
+            raise ValueError("`x1` and `x2` must both have a `pattern`, or neither.")
+    first, second = alike(first, second)
+    return first, second, signal_of(first)
 
 
 def kernel_of_inputs(
-    x1: Arrays, x2: Arrays | None, demand: Demands, *, ntk: bool
+    x1: PyTree[Inputs], x2: PyTree[Inputs] | None, demand: Demands, *, ntk: bool
 ) -> Kernels:
     """The kernel that a network starts from."""
     if isinstance(x1, tuple):
-        others = (None,) * len(x1) if x2 is None else tuple(x2)
+        others = (None,) * len(x1) if x2 is None else x2
         each = (demand,) * len(x1) if isinstance(demand, Demand) else demand
         zipped = zip(x1, others, each, strict=True)
         return tuple(kernel_of_inputs(a, b, d, ntk=ntk) for a, b, d in zipped)

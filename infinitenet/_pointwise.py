@@ -50,9 +50,7 @@ class AbstractPointwise(AbstractLayer):
         """
         return False
 
-    def dual_at(
-        self, q: Float[Array, "*#s"], k: Float[Array, "*s"]
-    ) -> Float[Array, "*s"]:
+    def dual_at(self, q: Float[Array, "*#s"], k: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The dual where all inputs have the variance `q`, for those that have a faster
         way then."""
         return self.dual(q, k, q)
@@ -66,7 +64,7 @@ class AbstractPointwise(AbstractLayer):
                 "another nonlinearity), as its inputs must be Gaussian at infinite width. "
                 "Insert one before it.",
             )
-        return signal.nonlinear()
+        return signal.nonlinear(odd=self.odd)
 
     def requires(self, demand: Demand) -> Demand:
         return demand.at_least(Pairs.SAME, Pairs.SAME)

@@ -1,13 +1,14 @@
 """What is known of a layer's input before anything is computed."""
 
 import dataclasses
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._custom_types import Example
+from ._inputs import Inputs, Positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +19,22 @@ class Signal:
     - `dtype`: of the activations, and of the weights drawn for them.
     - `gaussian`: whether channels are Gaussian and independent at infinite width, given
         the inputs. They are after layers of weights, and nonlinearities need it.
-    - `fresh`: for each enclosing fan-out, outermost first, whether these activations have
-        zero covariance with those of any other branch. They do if weights of their own
-        come after their last nonlinearity.
+    - `homogeneous`: whether all channels have the same distribution.
+    - `centred`: whether it is known that activations have zero mean.
+    - `origins`: what the activations are functions of: the last layers of weights, and
+        maybe the inputs. Activations of different origins are independent.
+    - `masked`: whether positions may be missing.
+    - `pattern`: the shape of the graph that the input is on, if it is on one.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     gaussian: bool = False
-    fresh: tuple[bool, ...] = ()
+    homogeneous: bool = False
+    centred: bool = False
+    origins: frozenset = frozenset({"inputs"})
+    masked: bool = False
+    pattern: tuple[int, ...] | None = None
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -38,17 +46,22 @@ class Signal:
 
     def affine(self, shape: tuple[int, ...]) -> "Signal":
         """After a layer of random weights of zero mean."""
-        fresh = tuple(True for _ in self.fresh)
-        return dataclasses.replace(self, shape=shape, gaussian=True, fresh=fresh)
+        return dataclasses.replace(
+            self,
+            shape=shape,
+            gaussian=True,
+            homogeneous=True,
+            centred=True,
+            origins=frozenset({object()}),
+        )
 
-    def nonlinear(self) -> "Signal":
-        """After a nonlinearity, the outputs of which may have a mean."""
-        fresh = tuple(False for _ in self.fresh)
-        return dataclasses.replace(self, gaussian=False, fresh=fresh)
+    def nonlinear(self, *, odd: bool = False) -> "Signal":
+        """After a nonlinearity: its outputs have a mean, unless it is odd."""
+        return dataclasses.replace(self, gaussian=False, centred=self.centred and odd)
 
 
 Signals: TypeAlias = "Signal | tuple[Signals, ...]"
-Examples: TypeAlias = "Example | tuple[Examples, ...]"
+Examples: TypeAlias = "Example | Inputs | tuple[Examples, ...]"
 
 
 def check_numbers(name: str, x: Example) -> None:
@@ -62,11 +75,13 @@ def check_numbers(name: str, x: Example) -> None:
         raise ValueError(f"`{name}` must not be empty, but its shape is {x.shape}.")
 
 
-def signal_of(x: Examples, fresh: tuple[bool, ...] = ()) -> Signals:
+def signal_of(x: Any) -> Signals:
     """The signal that an input is: of one example, or of a tuple of such."""
     if isinstance(x, tuple):
-        # Different inputs may be correlated: as if they came from a fan-out.
-        return tuple(signal_of(each, (*fresh, False)) for each in x)
+        return tuple(map(signal_of, x))
+    positions = Positions()
+    if isinstance(x, Inputs):
+        x, positions = x.array, x.positions
     if not isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         raise ValueError(f"`x` must be an array, but it is a {type(x).__name__}.")
     check_numbers("x", x)
@@ -75,4 +90,6 @@ def signal_of(x: Examples, fresh: tuple[bool, ...] = ()) -> Signals:
             "`x` must have a channel axis, its last: one example is of shape "
             "`(*spatial, channels)`. Add it by `x[..., None]`."
         )
-    return Signal(tuple(x.shape), np.dtype(x.dtype), fresh=fresh)
+    pattern = None if positions.pattern is None else positions.pattern.shape
+    masked = positions.missing is not None
+    return Signal(tuple(x.shape), np.dtype(x.dtype), masked=masked, pattern=pattern)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 _MODES = {"SAME": "constant", "VALID": "constant", "CIRCULAR": "wrap"}
@@ -75,6 +76,18 @@ class Window(NamedTuple):
         if not any(map(any, widths)):
             return x
         return jnp.pad(x, widths, mode=_MODES[self.padding])
+
+    def centres(self, missing: Bool[Array, "*spatial"]) -> Bool[Array, "*out"]:
+        """Whether the position at the centre of each window is missing."""
+        # The centre is always within the input, however it is padded.
+        spatial = missing.shape
+        each = zip(self.extents(spatial), self.out_shape(spatial), strict=True)
+        for axis, ((before, _), n) in enumerate(each):
+            size, stride = self.size[axis], self.strides[axis]
+            start = (size - 1) // 2 - before
+            end = start + (n - 1) * stride + 1
+            missing = lax.slice_in_dim(missing, start, end, stride, axis)
+        return missing
 
     def matrices(self, spatial: Sequence[int]) -> list[Float[np.ndarray, "out n"]]:
         """For each dimension, the matrix which sums the positions of each window."""

@@ -29,7 +29,9 @@ _order = [
     "_show",
     "_hyperparameters",
     "_special",
+    "_moments",
     "_window",
+    "_inputs",
     "_covariance",
     "_kernel",
     "_signal",
@@ -37,6 +39,9 @@ _order = [
     "_weights",
     "_layer",
     "_pointwise",
+    "_tokens",
+    "_joining",
+    "_branches",
     "_layers.*",
     "_layers",
     "_matrices",
@@ -59,7 +64,7 @@ _order = [
 
 # Abstract class and the methods which are its defaults: subclasses may override these.
 _defaults = {
-    "AbstractLayer": {"check", "draw", "requires"},
+    "AbstractLayer": {"carry", "check", "draw", "mask", "requires"},
     "AbstractPointwise": {"dual_at", "flat", "odd"},
 }
 

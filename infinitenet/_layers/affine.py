@@ -124,7 +124,7 @@ class AbstractAffine(AbstractLayer):
             variances.append(self.b_std**2)
             rates.append(self.parameterization.bias_rate(self.b_std))
         channels = self.parameterization.outputs(self.width)
-        return kernel.propagate(affine, variances, rates, channels=channels)
+        return kernel.propagate(affine, variances, rates, channels=channels, mask=self.mask)
 
     def _weight_rate(self, kernel: Kernel) -> Float[Array, ""]:
         channels = kernel.channels
@@ -287,3 +287,6 @@ class Conv(AbstractAffine):
 
     def mix(self, cov):
         return cov.window(self.window)
+
+    def mask(self, missing):
+        return self.window.centres(missing)

@@ -11,64 +11,19 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._covariance import Covariance, Pairs
 from .._hyperparameters import check_scale, check_width, to_optional_scalar, to_scalar
+from .._inputs import Inputs
 from .._kernel import Demand, Kernel
 from .._layer import AbstractLayer, uninitialised
 from .._path import LayerError
+from .._tokens import attend, distances_between, MECHANISMS, root_of
 from .._weights import AbstractWeights
 
 
 _matmul = ft.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-
-# From scores of pairs of tokens, of which the last axis are those attended to.
-_mechanisms: dict[str, Callable[[Array], Array]] = {
-    "SOFTMAX": ft.partial(jax.nn.softmax, axis=-1),
-    "IDENTITY": lambda scores: scores,
-    "ABS": jnp.abs,
-    "RELU": jax.nn.relu,
-}
-
-
-#
-# Positional embeddings
-#
-
-
-def _distances(spatial: Sequence[int], p_norm: float | int) -> Float[np.ndarray, "n n"]:
-    """Between all positions, to the power of `p_norm`."""
-    positions = np.indices(spatial, float).reshape(len(spatial), -1)
-    differences = np.abs(positions[:, :, None] - positions[:, None, :])
-    return np.sum(differences**p_norm, axis=0)
-
-
-# Relative to the largest eigenvalue: well above rounding in float32.
-_INDEFINITE = 1e-5
-
-
-def _root(correlations: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """What turns independent embeddings into correlated ones.
-
-    Slow decays give singular matrices, for which there is no Cholesky factor in floating
-    point. Embeddings by any other root are of the same distribution.
-
-    **Raises:** `ValueError` if there is no root.
-    """
-    values, vectors = np.linalg.eigh(correlations)
-    if not values[0] >= -_INDEFINITE * values[-1]:
-        raise ValueError(
-            "`pos_emb_decay_fn` must give correlations, a positive semi-definite matrix, "
-            f"but that of {len(values)} positions has the eigenvalue {values[0]:.3g}. "
-            "Exponential decay does, for any rate and `pos_emb_p_norm` of 1 or 2."
-        )
-    return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-
-
-#
-# The layer
-#
 
 
 class AttentionWeights(AbstractWeights):
@@ -157,7 +112,7 @@ class SelfAttention(AbstractLayer):
             raise LayerError(
                 self, f"`pos_emb_p_norm` must be positive, but is {self.pos_emb_p_norm}."
             )
-        self._check_choice("attention_mechanism", tuple(_mechanisms))
+        self._check_choice("attention_mechanism", tuple(MECHANISMS))
         self._check_choice("pos_emb_type", ("NONE", "SUM", "CONCAT"))
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
@@ -178,7 +133,7 @@ class SelfAttention(AbstractLayer):
         """Correlations between the embeddings of all positions."""
         if self.pos_emb_decay_fn is None:
             return np.eye(math.prod(spatial))
-        distances = _distances(spatial, self.pos_emb_p_norm)
+        distances = distances_between(spatial, self.pos_emb_p_norm)
         # Depends on shapes alone: a constant to whatever is compiled.
         with jax.ensure_compile_time_eval():
             out = np.asarray(self.pos_emb_decay_fn(distances), float)
@@ -224,7 +179,16 @@ class SelfAttention(AbstractLayer):
         return eqx.tree_at(lambda s: s.weights, self, new, is_leaf=lambda x: x is None)
 
     def __call__(self, x, *, key=None):
+        return self.carry(Inputs(x), key=key).array
+
+    def carry(self, inputs, *, key=None):
         del key
+        out = self._attention(inputs.array, inputs.positions.missing)
+        return inputs.through(out, self.mask)
+
+    def _attention(
+        self, x: Float[Array, "*spatial channels"], missing: Bool[Array, "*spatial"] | None
+    ) -> Float[Array, "*spatial width"]:
         W = self.weights
         if W is None:
             raise uninitialised(self)
@@ -237,7 +201,7 @@ class SelfAttention(AbstractLayer):
         q = jnp.einsum("ac,hck->hak", embedded, queries)
         k = jnp.einsum("bc,hck->hbk", embedded, W.key)
         scores = scale / (embedded.shape[-1] * size) * jnp.einsum("hak,hbk->hab", q, k)
-        G = _mechanisms[self.attention_mechanism](scores)
+        G = attend(self.attention_mechanism, scores, missing)
         scale = (self.W_out_std * self.W_value_std).astype(x.dtype)
         v = jnp.einsum("bc,hcv->hbv", values, W.value)
         out = jnp.einsum("hab,hbv,hvw->aw", G, v, W.out)
@@ -261,7 +225,7 @@ class SelfAttention(AbstractLayer):
             )
         if self.pos_emb_decay_fn is not None:
             try:
-                root = _root(self._correlations(spatial))
+                root = root_of(self._correlations(spatial))
             except ValueError as error:
                 raise LayerError(self, str(error)) from None
             e = jnp.asarray(root, x.dtype) @ e
@@ -279,12 +243,13 @@ class SelfAttention(AbstractLayer):
     def _linear(self, kernel: Kernel) -> Kernel:
         embedded = self._embedded(kernel)
         scale = (self.W_query_std * self.W_key_std).astype(kernel.dtype)
-        mechanism = _mechanisms[self.attention_mechanism]
+        attend_to = ft.partial(attend, self.attention_mechanism)
         # Not the `embedding` below: training does not move what is attended to.
         fixed = (self.W_pos_emb_std**2).astype(kernel.dtype)
 
-        def attention(k11, k12, k22, value, out, embedding, bias):
-            G1, G2 = (mechanism(scale * embedded(k, fixed)) for k in (k11, k22))
+        def attention(p1, p2, k11, k12, k22, value, out, embedding, bias):
+            G1 = attend_to(scale * embedded(k11, fixed), p1.missing)
+            G2 = attend_to(scale * embedded(k22, fixed), p2.missing)
             k = embedded(k12, embedding) if self.val_pos_emb else _tokens(k12)
             k = value * out * _matmul(_matmul(G1, k), G2.T) + bias
             return Covariance(k.reshape(k12.array.shape), Pairs.ALL)
@@ -301,9 +266,13 @@ class SelfAttention(AbstractLayer):
             )
         embedded = self._embedded(kernel)
 
-        def attention(k11, k12, k22, query, key, value, out, embedding, bias):
+        def attention(p1, p2, k11, k12, k22, query, key, value, out, embedding, bias):
             del k11, k22
             k = embedded(k12, embedding)
+            if p1.missing is not None and p2.missing is not None:
+                # Embeddings are of all positions.
+                either = p1.missing.reshape(-1, 1) | p2.missing.reshape(1, -1)
+                k = jnp.where(either, 0, k)
             values = k if self.val_pos_emb else _tokens(k12)
             total = jnp.vdot(k, values, precision=lax.Precision.HIGHEST)
             k = query * key * value * out * total * k + bias
@@ -339,8 +308,12 @@ class SelfAttention(AbstractLayer):
         """Weights of each group are standard normal, so variances are rates as well."""
         bias = jnp.zeros(()) if self.b_std is None else self.b_std**2
         variances = [*(std**2 for std in stds), self.W_pos_emb_std**2, bias]
-        return kernel.propagate(
-            fn, variances, variances, needs=Pairs.ALL, channels=self.width
+        return kernel.propagate_at(
+            lambda p1, p2: ft.partial(fn, p1, p2),
+            variances,
+            variances,
+            needs=Pairs.ALL,
+            channels=self.width,
         )
 
 

@@ -1,117 +1,32 @@
-"""Layers side by side: fan-out, branches, shortcuts, and their sum."""
+"""Layers side by side: fan-out, branches, shortcuts, and their sums."""
 
 import abc
-import dataclasses
-import functools as ft
-from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar
+from collections.abc import Sequence
 
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
-from .._covariance import Covariance
-from .._hyperparameters import check_width
-from .._kernel import Demand, Demands, Kernel
-from .._layer import (
-    AbstractCombinator,
-    AbstractLayer,
-    check,
-    infinite,
-    split_key,
-    to_layer,
-    to_layers,
+from .._branches import (
+    Branches,
+    carry_each,
+    check_each,
+    draw_each,
+    each,
+    join_demands,
+    require_each,
 )
-from .._path import inside, LayerError
-from .._signal import Signal, Signals
+from .._hyperparameters import check_width
+from .._joining import AbstractJoin, Adding, Concatenating, join_kernels, Multiplying
+from .._layer import AbstractCombinator, AbstractLayer, infinite, to_layer, to_layers
+from .._path import LayerError
+from .._signal import Signal
 
 
-def _fan_out(layer: AbstractLayer, signal: Signals) -> Signal:
-    """Of each copy: it is correlated with all others until it meets fresh weights."""
-    if not isinstance(signal, Signal):
-        raise LayerError(
-            layer,
-            f"copies a single array, but its input is a tuple of {len(signal)}, the parts "
-            "of which may be correlated with each other as well. Put one such layer for "
-            "each of them into `Parallel`, or `FanInSum` before it.",
-        )
-    return dataclasses.replace(signal, fresh=(*signal.fresh, False))
-
-
-def _join(demands: Demands) -> Demand:
-    """What meets all of these demands."""
-    if isinstance(demands, Demand):
-        return demands
-    joined = [_join(demand) for demand in demands]
-    return ft.reduce(lambda a, b: a.at_least(b.cross, b.marginal), joined)
-
-
-def _fan_in(
-    layer: AbstractLayer, signals: Sequence[Signals], names: Sequence[str]
-) -> Signal:
-    """The signal of a sum, if the covariance of the sum is the sum of covariances."""
-    single = [signal for signal in signals if isinstance(signal, Signal)]
-    if len(single) < len(signals):
-        raise LayerError(layer, "its branches must end in one array each, not a tuple.")
-    return _sum_of_signals(layer, single, names)
-
-
-def _sum_of_signals(
-    layer: AbstractLayer, signals: Sequence[Signal], names: Sequence[str]
-) -> Signal:
-    shapes = [signal.shape for signal in signals]
-    if len(set(shapes)) > 1:
-        listed = ", ".join(map("`{}` {}".format, names, shapes))
-        raise LayerError(
-            layer,
-            f"its branches must have outputs of equal shapes, but these are {listed}.",
-        )
-    stale = [n for n, s in zip(names, signals, strict=True) if s.fresh[-1:] != (True,)]
-    if len(stale) > 1:
-        raise LayerError(
-            layer,
-            f"its branches {' and '.join(map('`{}`'.format, stale))} have no weights of "
-            "their own after their last nonlinearity, so that they are correlated, and "
-            "their kernels do not add up. End all of them but one in a `Dense` or `Conv`.",
-        )
-    outer = zip(*(signal.fresh[:-1] for signal in signals), strict=True)
-    return dataclasses.replace(
-        signals[0],
-        gaussian=all(signal.gaussian for signal in signals),
-        fresh=tuple(map(all, outer)),
-    )
-
-
-def _add_covariances(covs: Sequence[Covariance]) -> Covariance:
-    # Branches may hold more than was asked for: keep what they have in common.
-    pairs = min(cov.pairs for cov in covs)
-    return Covariance(ft.reduce(jnp.add, [cov.to(pairs).array for cov in covs]), pairs)
-
-
-@eqx.filter_jit
-def _add(kernels: Sequence) -> Kernel:
-    """The kernel of a sum of uncorrelated branches."""
-
-    def add(covs: Sequence[Covariance | None]) -> Covariance | None:
-        known = [cov for cov in covs if cov is not None]
-        return _add_covariances(known) if len(known) == len(covs) else None
-
-    return Kernel(
-        _add_covariances([k.nngp for k in kernels]),
-        add([k.ntk for k in kernels]),
-        add([k.cov1 for k in kernels]),
-        add([k.cov2 for k in kernels]),
-        kernels[0].alone,
-        kernels[0].channels,
-    )
-
-
-class Identity(AbstractLayer):
+class Identity(AbstractCombinator):
     """Does nothing: the shortcut of a residual block, for example."""
 
-    def __call__(self, x, *, key=None):
+    def carry(self, inputs, *, key=None):
         del key
-        return x
+        return inputs
 
     def infinite(self, kernel):
         return kernel
@@ -125,15 +40,15 @@ class FanOut(AbstractCombinator):
     def __check_init__(self):
         check_width(self, "num", self.num)
 
-    def __call__(self, x, *, key=None):
+    def carry(self, inputs, *, key=None):
         del key
-        return (x,) * self.num
+        return (inputs,) * self.num
 
     def check(self, signal):
-        return (_fan_out(self, signal),) * self.num
+        return (signal,) * self.num
 
     def requires(self, demand):
-        return _join(demand)
+        return demand if not isinstance(demand, tuple) else join_demands(demand)
 
     def infinite(self, kernel):
         return (kernel,) * self.num
@@ -145,65 +60,14 @@ FanOut.__init__.__doc__ = """**Arguments:**
 """
 
 
-class FanInSum(AbstractCombinator):
-    r"""Adds the arrays of a tuple, which branches have made.
-
-    At infinite width $k' = \sum_i k_i$, as branches must have zero covariance with each
-    other: all of them but one must end in random weights of their own.
-    """
-
-    def __call__(self, x, *, key=None):
-        del key
-        return ft.reduce(jnp.add, x)
-
-    def check(self, signal):
-        if not isinstance(signal, tuple) or not signal:
-            raise LayerError(
-                self,
-                "adds the arrays of a tuple, but its input is a single array. Put a "
-                "`FanOut` and a `Parallel` before it, or use `Sum`.",
-            )
-        return _fan_in(self, signal, [f"{i}" for i in range(len(signal))])
-
-    def infinite(self, kernel):
-        return _add(kernel)
-
-
-Branches: TypeAlias = dict[str, AbstractLayer]
-T = TypeVar("T")
-
-
-def _each(branches: Branches, fn: Callable[..., T], *inputs: Sequence) -> tuple[T, ...]:
-    """`fn(branch, *input)` of every branch, where errors name it."""
-    out = []
-    for (name, branch), *args in zip(branches.items(), *inputs, strict=True):
-        with inside(name):
-            out.append(fn(branch, *args))
-    return tuple(out)
-
-
-def _call(branches: Branches, xs: Sequence, key: PRNGKeyArray | None) -> tuple:
-    keys = split_key(key, len(branches))
-    return _each(branches, lambda layer, x, key: layer(x, key=key), xs, keys)
-
-
-def _draw(branches: Branches, key: PRNGKeyArray, signals: Sequence[Signals]) -> tuple:
-    keys = split_key(key, len(branches))
-    return _each(branches, lambda layer, *args: layer.draw(*args), keys, signals)
-
-
-def _check(branches: Branches, signals: Sequence[Signals]) -> tuple[Signals, ...]:
-    return _each(branches, check, signals)
-
-
-def _requires(branches: Branches, demands: Demands) -> tuple[Demands, ...]:
-    n = len(branches)
-    each = (demands,) * n if isinstance(demands, Demand) else demands
-    return _each(branches, lambda layer, demand: layer.requires(demand), each)
+def _numbered(layers: Sequence[AbstractLayer]) -> Branches:
+    return {f"layers[{i}]": layer for i, layer in enumerate(layers)}
 
 
 class Parallel(AbstractCombinator):
     """Layers side by side, on a tuple of as many inputs.
+
+    Tuples may be nested, as a layer that is given a tuple may be one of these again.
 
     !!! example
 
@@ -221,9 +85,6 @@ class Parallel(AbstractCombinator):
 
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
 
-    def _branches(self) -> Branches:
-        return {f"layers[{i}]": layer for i, layer in enumerate(self.layers)}
-
     def check(self, signal):
         if isinstance(signal, Signal) or len(signal) != len(self.layers):
             given = "a single array" if isinstance(signal, Signal) else len(signal)
@@ -232,19 +93,19 @@ class Parallel(AbstractCombinator):
                 f"takes a tuple of {len(self.layers)} inputs, one for each of its layers, "
                 f"but it is given {given}. Copies of one input are made by `FanOut`.",
             )
-        return _check(self._branches(), signal)
+        return check_each(_numbered(self.layers), signal)
 
-    def __call__(self, x, *, key=None):
-        return _call(self._branches(), x, key)
+    def carry(self, inputs, *, key=None):
+        return carry_each(_numbered(self.layers), inputs, key)
 
     def draw(self, key, signal):
-        return Parallel(_draw(self._branches(), key, signal))
+        return Parallel(draw_each(_numbered(self.layers), key, signal))
 
     def requires(self, demand):
-        return _requires(self._branches(), demand)
+        return require_each(_numbered(self.layers), demand)
 
     def infinite(self, kernel):
-        return _each(self._branches(), infinite, kernel)
+        return each(_numbered(self.layers), infinite, kernel)
 
 
 Parallel.__init__.__doc__ = """**Arguments:**
@@ -253,38 +114,44 @@ Parallel.__init__.__doc__ = """**Arguments:**
 """
 
 
-class AbstractSum(AbstractCombinator):
-    """A sum of branches that act on the same input."""
+class AbstractBranches(AbstractCombinator):
+    """Branches that act on the same input, and the array that is made of their outputs."""
 
     @abc.abstractmethod
     def branches(self) -> Branches:
         """The branches by their names."""
 
     @abc.abstractmethod
-    def with_branches(self, branches: Sequence[AbstractLayer]) -> "AbstractSum":
-        """The sum of others."""
+    def with_branches(self, branches: Sequence[AbstractLayer]) -> "AbstractBranches":
+        """The same of others."""
+
+    @abc.abstractmethod
+    def join(self) -> AbstractJoin:
+        """What is made of their outputs."""
+
+    def _copies(self, of):
+        return (of,) * len(self.branches())
 
     def check(self, signal):
-        copies = (_fan_out(self, signal),) * len(self.branches())
-        return _fan_in(self, _check(self.branches(), copies), list(self.branches()))
+        signals = check_each(self.branches(), self._copies(signal))
+        return self.join().check(self, signals, list(self.branches()))
 
-    def __call__(self, x, *, key=None):
-        branches = self.branches()
-        return ft.reduce(jnp.add, _call(branches, (x,) * len(branches), key))
+    def carry(self, inputs, *, key=None):
+        outputs = carry_each(self.branches(), self._copies(inputs), key)
+        return self.join().inputs(outputs)
 
     def draw(self, key, signal):
-        copies = (_fan_out(self, signal),) * len(self.branches())
-        return self.with_branches(_draw(self.branches(), key, copies))
+        return self.with_branches(draw_each(self.branches(), key, self._copies(signal)))
 
     def requires(self, demand):
-        return _join(_requires(self.branches(), demand))
+        return join_demands(require_each(self.branches(), self._copies(demand)))
 
     def infinite(self, kernel):
-        branches = self.branches()
-        return _add(_each(branches, infinite, (kernel,) * len(branches)))
+        kernels = each(self.branches(), infinite, self._copies(kernel))
+        return join_kernels(self.join(), kernels)
 
 
-class Sum(AbstractSum):
+class Sum(AbstractBranches):
     r"""Adds the outputs of branches that act on the same input.
 
     At infinite width $k' = \sum_i k_i$, as branches must have zero covariance with each
@@ -299,23 +166,92 @@ class Sum(AbstractSum):
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
 
     def __check_init__(self):
-        if not self.layers:
-            raise LayerError(self, "`layers` must not be empty.")
+        _check_any(self, self.layers)
 
     def branches(self):
-        return {f"layers[{i}]": layer for i, layer in enumerate(self.layers)}
+        return _numbered(self.layers)
 
     def with_branches(self, branches):
         return Sum(branches)
 
+    def join(self):
+        return Adding()
 
-Sum.__init__.__doc__ = """**Arguments:**
+
+class Product(AbstractBranches):
+    r"""Multiplies the outputs of branches that act on the same input.
+
+    At infinite width $k' = \prod_i k_i$ and $\Theta' = \sum_i \Theta_i \prod_{j \neq i}
+    k_j$, as branches must be independent of each other: all of them but one must end in
+    random weights of their own. So gated units are made.
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: section 2.1 and Table 1.
+    """
+
+    layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
+
+    def __check_init__(self):
+        _check_any(self, self.layers)
+
+    def branches(self):
+        return _numbered(self.layers)
+
+    def with_branches(self, branches):
+        return Product(branches)
+
+    def join(self):
+        return Multiplying()
+
+
+class Concatenate(AbstractBranches):
+    r"""Concatenates the outputs of branches that act on the same input.
+
+    Along channels, $k' = \sum_i n_i k_i / \sum_i n_i$ at infinite width, where $n_i$ are
+    the widths of branches, which may be correlated. Along positions there is no covariance
+    between those of different branches, so that all of these but one must end in random
+    weights of their own.
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: section 2.1 and Table 1.
+    """
+
+    layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
+    axis: int = eqx.field(default=-1, static=True)
+
+    def __check_init__(self):
+        _check_any(self, self.layers)
+
+    def branches(self):
+        return _numbered(self.layers)
+
+    def with_branches(self, branches):
+        return Concatenate(branches, self.axis)
+
+    def join(self):
+        return Concatenating(self.axis)
+
+
+def _check_any(layer: eqx.Module, layers: Sequence[AbstractLayer]) -> None:
+    if not layers:
+        raise LayerError(layer, "`layers` must not be empty.")
+
+
+for _cls in (Sum, Product):
+    _cls.__init__.__doc__ = """**Arguments:**
 
 - `layers`: the branches.
 """
+Concatenate.__init__.__doc__ = """**Arguments:**
+
+- `layers`: the branches.
+- `axis`: -1 for channels, or an axis of positions of one example, counted from 0.
+"""
 
 
-class Residual(AbstractSum):
+class Residual(AbstractBranches):
     """A residual block: a branch, added to its input.
 
     !!! example
@@ -339,6 +275,9 @@ class Residual(AbstractSum):
 
     def with_branches(self, branches):
         return Residual(*branches)
+
+    def join(self):
+        return Adding()
 
 
 Residual.__init__.__doc__ = """**Arguments:**

@@ -31,7 +31,10 @@ class Flatten(AbstractLayer):
         # Features of several positions have several variances.
         gaussian = signal.gaussian and math.prod(signal.spatial) == 1
         shape = (math.prod(signal.shape),)
-        return dataclasses.replace(signal, shape=shape, gaussian=gaussian)
+        homogeneous = signal.homogeneous and math.prod(signal.spatial) == 1
+        return dataclasses.replace(
+            signal, shape=shape, gaussian=gaussian, homogeneous=homogeneous
+        )
 
     def requires(self, demand):
         return Demand(Pairs.SAME, min(demand.marginal, Pairs.SAME))
@@ -43,5 +46,10 @@ class Flatten(AbstractLayer):
         if channels is not None:
             channels = channels * math.prod(kernel.nngp.spatial)
         return kernel.propagate(
-            lambda k11, k12, k22: k12.mean_of_diagonal(), channels=channels
+            lambda k11, k12, k22: k12.mean_of_diagonal(),
+            channels=channels,
+            mask=self.mask,
         )
+
+    def mask(self, missing):
+        return jnp.all(missing)

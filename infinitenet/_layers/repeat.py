@@ -5,13 +5,15 @@ import jax
 import jax.lax as lax
 import jax.random as jr
 
+from .._branches import join_demands
 from .._hyperparameters import check_width
-from .._layer import AbstractLayer, check, to_layer
+from .._kernel import Kernels
+from .._layer import AbstractCombinator, AbstractLayer, check, to_layer
 from .._path import inside, LayerError
 from .._weights import trainable
 
 
-class Repeat(AbstractLayer):
+class Repeat(AbstractCombinator):
     """A layer many times over, with independent weights and common hyperparameters.
 
     It is a loop that is compiled once, so that compile time does not grow with depth. All
@@ -55,7 +57,7 @@ class Repeat(AbstractLayer):
         with inside("layer"):
             needed = self.layer.requires(demand)
             while True:
-                raised = needed.at_least(demand.cross, demand.marginal)
+                raised = join_demands([needed, demand])
                 new = self.layer.requires(raised)
                 if new == needed:
                     return raised
@@ -70,26 +72,30 @@ class Repeat(AbstractLayer):
         rest = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, rest)
         return Repeat(eqx.combine(weights, rest), self.times)
 
-    def __call__(self, x, *, key=None):
+    def carry(self, inputs, *, key=None):
         weights, rest = eqx.partition(self.layer, trainable(self.layer))
         keys = None if key is None else jr.split(key, self.times)
 
-        def step(x, inputs):
-            weights, key = inputs
-            return eqx.combine(weights, rest)(x, key=key), None
+        def step(inputs, each):
+            weights, key = each
+            return eqx.combine(weights, rest).carry(inputs, key=key), None
 
         with inside("layer"):
-            return lax.scan(step, x, (weights, keys), length=self.times)[0]
+            return lax.scan(step, inputs, (weights, keys), length=self.times)[0]
 
     def infinite(self, kernel):
-        times = self.times
         with inside("layer"):
-            out = eqx.filter_eval_shape(self.layer.infinite, kernel)
-            if jax.tree.structure(out) != jax.tree.structure(kernel):
-                # The first layer may be given more than it passes on.
-                kernel, times = self.layer.infinite(kernel), times - 1
-            step = lambda kernel, _: (self.layer.infinite(kernel), None)
-            return lax.scan(step, kernel, length=times)[0]
+            return _loop(self.layer, self.times, kernel)
+
+
+@eqx.filter_jit
+def _loop(layer: AbstractLayer, times: int, kernel: Kernels) -> Kernels:
+    out = eqx.filter_eval_shape(layer.infinite, kernel)
+    if jax.tree.structure(out) != jax.tree.structure(kernel):
+        # The first layer may be given more than it passes on.
+        kernel, times = layer.infinite(kernel), times - 1
+    step = lambda kernel, _: (layer.infinite(kernel), None)
+    return lax.scan(step, kernel, length=times)[0]
 
 
 Repeat.__init__.__doc__ = """**Arguments:**

@@ -25,12 +25,12 @@ class Sequential(AbstractCombinator):
 
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
 
-    def __call__(self, x, *, key=None):
+    def carry(self, inputs, *, key=None):
         keys = split_key(key, len(self.layers))
         for i, (layer, k) in enumerate(zip(self.layers, keys, strict=True)):
             with inside(f"layers[{i}]"):
-                x = layer(x, key=k)
-        return x
+                inputs = layer.carry(inputs, key=k)
+        return inputs
 
     def check(self, signal):
         for i, layer in enumerate(self.layers):
