@@ -82,6 +82,26 @@ def check_number(layer: object, name: str, value: Array) -> None:
         raise LayerError(layer, f"`{name}` must be finite, but it is {value}.")
 
 
+# The moments of higher powers overflow in float64.
+_MAX_DEGREE = 150
+
+
+def check_degree(layer: object, name: str, value: int) -> None:
+    """Of a polynomial."""
+    known = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not known or not 0 <= value <= _MAX_DEGREE:
+        raise LayerError(
+            layer,
+            f"`{name}` must be an integer from 0 to {_MAX_DEGREE}, but is {value!r}.",
+        )
+
+
+def is_zero(value: Array) -> bool:
+    """Whether a number is known to be zero."""
+    known = isinstance(value, jax.Array | np.ndarray) and not is_traced(value)
+    return known and not np.any(np.asarray(value))
+
+
 def check_window(
     layer: object, name: str, size: Sequence[int], strides: Sequence[int], padding: str
 ) -> None:

@@ -53,7 +53,7 @@ def roots(
     return jnp.where(positive, root, 0), jnp.where(positive, 1 / root, 0)
 
 
-def _snapped_root(t: Array) -> Array:
+def snapped_root(t: Array) -> Array:
     """`sqrt(t)` of the distance `t` of a correlation from 1, and zero if that is rounding.
 
     Its derivative is infinite at zero: it is zero here. That matters although callers have
@@ -94,14 +94,14 @@ def arc_cosine(
     # Clipping takes place in here, out of sight of differentiation: else the NTK would
     # be zero wherever rounding gives `c >= 1`, as on the diagonal of a kernel matrix.
     t = 1 - jnp.abs(k * (r1 * r2))
-    root = _snapped_root(t)
+    root = snapped_root(t)
     acute = _acute(root, t)
     kappa0 = jnp.where(k < 0, acute, 1 - acute)
     sine = root * jnp.sqrt(2 - t)
     return s1 * s2 * (sine * (1 / np.pi)) + k * kappa0, kappa0
 
 
-def _sum_known(*terms: tuple[Array, Array | SymbolicZero]) -> Array | SymbolicZero:
+def sum_known(*terms: tuple[Array, Array | SymbolicZero]) -> Array | SymbolicZero:
     """Sum of coefficients times tangents, where those that are zero cost nothing."""
     known = [a * b for a, b in terms if not isinstance(b, SymbolicZero)]
     return ft.reduce(jnp.add, known) if known else terms[0][1]
@@ -114,21 +114,22 @@ def _arc_cosine_jvp(primals, tangents):
     (_, r1), (_, r2) = roots(q1), roots(q2)
     # Of log(sqrt(q1 q2)). Most often the variances have no tangents: the NTK is the
     # derivative along the covariance alone.
-    t_log = _sum_known((r1**2 / 2, t_q1), (r2**2 / 2, t_q2))
+    t_log = sum_known((r1**2 / 2, t_q1), (r2**2 / 2, t_q2))
     # kappa1 = sqrt(q1 q2) sin / pi + k kappa0
-    t_kappa1 = _sum_known((kappa0, t_k), (kappa1 - k * kappa0, t_log))
+    t_kappa1 = sum_known((kappa0, t_k), (kappa1 - k * kappa0, t_log))
     # The derivative of an angle is infinite at 0 and pi: return zero, which is right on
     # the diagonal of a kernel matrix, where the angle stays zero.
     c = k * (r1 * r2)
     t = 1 - jnp.abs(c)
-    sine = _snapped_root(t) * jnp.sqrt(2 - t)
+    sine = snapped_root(t) * jnp.sqrt(2 - t)
     inverse = jnp.where(sine > 0, 1 / (np.pi * jnp.where(sine > 0, sine, 1)), 0)
-    t_kappa0 = _sum_known((inverse * (r1 * r2), t_k), (-inverse * c, t_log))
+    t_kappa0 = sum_known((inverse * (r1 * r2), t_k), (-inverse * c, t_log))
     zero = jnp.zeros_like(kappa1)
-    return (kappa1, kappa0), (_dense(t_kappa1, zero), _dense(t_kappa0, zero))
+    return (kappa1, kappa0), (dense(t_kappa1, zero), dense(t_kappa0, zero))
 
 
-def _dense(tangent: Array | SymbolicZero, zero: Array) -> Array:
+def dense(tangent: Array | SymbolicZero, zero: Array) -> Array:
+    """Tangents as arrays, where those that are known to be zero are `zero`."""
     return zero if isinstance(tangent, SymbolicZero) else tangent
 
 
@@ -146,6 +147,24 @@ def angle(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]
     return jnp.sign(y) * jnp.where(steep, np.pi / 2 - acute, acute)
 
 
+def determinant(
+    q1: Float[Array, "..."],
+    k: Float[Array, "..."],
+    q2: Float[Array, "..."],
+    scale: Float[Array, "..."] | float = 1.0,
+) -> Float[Array, "..."]:
+    """`q1 q2 - k**2`, not negative by rounding, times the square of `scale`."""
+    magnitude = jnp.abs(k)
+    # Both products cancel for similar inputs: not so from differences, which are exact
+    # then. For variances of different sizes it is the differences that cancel.
+    similar = q1 + q2 < 3 * magnitude
+    d1, d2 = (q1 - magnitude) * scale, (q2 - magnitude) * scale
+    # Scaled before they are multiplied, so that nothing overflows.
+    q1, k, q2 = q1 * scale, magnitude * scale, q2 * scale
+    det = jnp.where(similar, d1 * d2 + k * (d1 + d2), q1 * q2 - k * k)
+    return jnp.where(det >= 0, det, 0)
+
+
 @jax.custom_jvp
 def arc_sine(
     q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
@@ -158,11 +177,9 @@ def arc_sine(
     p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
     root = jnp.sqrt(p1) * jnp.sqrt(p2)
     # (1 + q1) (1 + q2) - k**2 = 1 + q1 + q2 + (q1 q2 - k**2), where both sides cancel for
-    # large variances of similar inputs. Not so the last term from differences, which are
-    # exact then. Divided by the first term, nothing overflows.
-    d1, d2 = (q1 - jnp.abs(k)) * root, (q2 - jnp.abs(k)) * root
-    excess = d1 * d2 + jnp.abs(k) * root * (d1 + d2)
-    cosine = jnp.sqrt(p1 + p2 - p1 * p2 + jnp.where(excess >= 0, excess, 0))
+    # large variances of similar inputs. Divided by the first term, nothing overflows.
+    excess = determinant(q1, k, q2, root)
+    cosine = jnp.sqrt(p1 + p2 - p1 * p2 + excess)
     return angle(k * root, cosine), root / cosine
 
 
@@ -171,16 +188,16 @@ def _arc_sine_jvp(primals, tangents):
     t_q1, t_k, t_q2 = tangents
     value, slope = arc_sine(q1, k, q2)  # Not inlined, for derivatives of this rule.
     p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
-    t_value = _sum_known(
+    t_value = sum_known(
         (slope, t_k), (-slope * k * p1 / 2, t_q1), (-slope * k * p2 / 2, t_q2)
     )
-    t_slope = _sum_known(
+    t_slope = sum_known(
         (slope * slope * (slope * k), t_k),
         (-slope * slope * (slope * (1 + q2)) / 2, t_q1),
         (-slope * slope * (slope * (1 + q1)) / 2, t_q2),
     )
     zero = jnp.zeros_like(value)
-    return (value, slope), (_dense(t_value, zero), _dense(t_slope, zero))
+    return (value, slope), (dense(t_value, zero), dense(t_slope, zero))
 
 
 arc_sine.defjvp(_arc_sine_jvp, symbolic_zeros=True)
