@@ -1,13 +1,15 @@
 """Polynomials."""
 
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
+from .._custom_types import Scalar
 from .._hyperparameters import check_degree, check_number
 from .._path import LayerError
 from .._pointwise import AbstractPointwise
@@ -108,7 +110,7 @@ Hermite.__init__.__doc__ = """**Arguments:**
 """
 
 
-def _to_coefficients(value) -> Float[Array, " n"]:
+def _to_coefficients(value: ArrayLike | Sequence[Scalar]) -> Float[Array, "..."]:
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating):
         return value
     return jnp.asarray(value, float)
@@ -150,7 +152,7 @@ class Polynomial(AbstractPointwise):
 
     def __call__(self, x, *, key=None):
         del key
-        return _horner(self.coefficients(x.dtype), x)
+        return _horner(self.coefficients(x.dtype), jnp.asarray(x))
 
     def dual(self, q1, k, q2):
         coef = self.coefficients(k.dtype)
