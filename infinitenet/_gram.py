@@ -20,6 +20,7 @@ from ._matrices import Gram
 from ._progress import Progress, reporting
 from ._tiles import choose_area, choose_tiles, Program, starts
 from ._tracing import is_traced
+from ._uniform import common_variance
 from ._weights import without_weights
 
 
@@ -87,7 +88,8 @@ def gram(
         raise ValueError("`demand.cross` must not be `Pairs.NONE`: nothing would be left.")
     x1 = to_batch("x1", x1)
     x2 = None if x2 is None else to_batch("x2", x2)
-    arrays, static = eqx.partition(without_weights(net), eqx.is_array)
+    variance = common_variance(net, x1, x2)
+    arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
     entry = Entry(static, ntk, demand)
     first = _example(x1), _example(x1 if x2 is None else x2)
     area = choose_area(_program(entry, _one, arrays, *first).largest_array(), memory)
@@ -109,13 +111,13 @@ Pair: TypeAlias = tuple[Covariance, Covariance | None]
 class Entry(NamedTuple):
     """One entry of the matrices, as a function that can be told from others."""
 
-    static: AbstractLayer
+    static: PyTree
     ntk: bool
     demand: Demand
 
     def __call__(self, arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
-        net = eqx.combine(arrays, self.static)
-        kernel = net.kernel(x1, x2, ntk=self.ntk, demand=self.demand)
+        net, variance = eqx.combine(arrays, self.static)
+        kernel = net.kernel(x1, x2, ntk=self.ntk, demand=self.demand, variance=variance)
         if not isinstance(kernel, Kernel):
             raise ValueError("`net` must end in one array: add `FanInSum` after branches.")
         return kernel.nngp, kernel.ntk

@@ -73,13 +73,20 @@ class Kernel(eqx.Module):
         demand: Demand,
         *,
         ntk: bool = True,
+        variance: Float[Array, ""] | None = None,
     ) -> "Kernel":
-        """The kernel of the identity: `x1 . x2 / channels`."""
+        """The kernel of the identity: `x1 . x2 / channels`.
+
+        `variance` tells that it is `x . x / channels` of all inputs.
+        """
         inputs1, inputs2 = wrap(x1), wrap(x1 if x2 is None else x2)
         a, b = inputs1.array, inputs2.array
         if x2 is None:
             nngp = Covariance.of_inputs(a, a, max(demand.cross, demand.marginal))
             cov1 = cov2 = None
+        elif variance is not None:
+            nngp = Covariance.of_inputs(a, b, demand.cross)
+            cov1 = cov2 = Covariance(variance, Pairs.SAME) if demand.marginal else None
         else:
             nngp = Covariance.of_inputs(a, b, demand.cross)
             cov1 = Covariance.of_inputs(a, a, demand.marginal)
@@ -92,6 +99,7 @@ class Kernel(eqx.Module):
             cov2,
             alone=x2 is None,
             channels=a.shape[-1],
+            uniform=variance is not None and x2 is not None,
             positions1=inputs1.positions,
             positions2=inputs2.positions,
         )

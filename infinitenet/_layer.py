@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._checks import check_finite
 from ._custom_types import Arrays
@@ -99,6 +99,7 @@ class AbstractLayer(eqx.Module):
         *,
         ntk: bool = True,
         demand: Demand = Demand(),
+        variance: Float[Array, ""] | None = None,
     ) -> Any:
         """The kernel of the infinitely wide network on one pair of inputs.
 
@@ -112,6 +113,9 @@ class AbstractLayer(eqx.Module):
         - `ntk`: whether to compute the NTK too.
         - `demand`: what is wanted of the result: by default, if positions remain, only
             covariances between equal positions, and no marginals.
+        - `variance`: of inputs without positions that all have the same `x . x / channels`,
+            such as normalised ones. Then networks with nonlinearities that need
+            quadrature, such as `Tanh`, are much faster.
 
         **Returns:** a [`infinitenet.Kernel`][], with `.nngp.array` and `.ntk.array`.
 
@@ -124,7 +128,10 @@ class AbstractLayer(eqx.Module):
                 if not is_traced(array):
                     check_finite(name, jnp.asarray(array), _NOT_FINITE)
         demands = self.requires(demand)
-        kernel = kernel_of_inputs(first, second, demands, ntk=ntk)
+        if variance is None:
+            kernel = kernel_of_inputs(first, second, demands, ntk=ntk)
+        else:
+            kernel = _of_inputs(first, second, demands, ntk, variance)
         out = infinite(without_weights(self), kernel)
         is_kernel = lambda node: isinstance(node, Kernel)
         return jax.tree.map(lambda k: k.restrict(demand), out, is_leaf=is_kernel)
@@ -229,11 +236,13 @@ def kernel_of_inputs(
         each = (demand,) * len(x1) if isinstance(demand, Demand) else demand
         zipped = zip(x1, others, each, strict=True)
         return tuple(kernel_of_inputs(a, b, d, ntk=ntk) for a, b, d in zipped)
-    return _of_inputs(x1, x2, demand, ntk)
+    return _of_inputs(x1, x2, demand, ntk, None)
 
 
 _of_inputs = eqx.filter_jit(
-    lambda x1, x2, demand, ntk: Kernel.of_inputs(x1, x2, demand, ntk=ntk)
+    lambda x1, x2, demand, ntk, variance: Kernel.of_inputs(
+        x1, x2, demand, ntk=ntk, variance=variance
+    )
 )
 _infinite = eqx.filter_jit(lambda layer, kernel: layer.infinite(kernel))
 

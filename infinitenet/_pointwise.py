@@ -51,8 +51,11 @@ class AbstractPointwise(AbstractLayer):
         return False
 
     def dual_at(self, q: Float[Array, "*#s"], k: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """The dual where all inputs have the variance `q`, for those that have a faster
-        way then."""
+        """The dual where all inputs have the variance `q`, if there is a faster way then.
+
+        Under `vmap` over inputs `q` is not batched, so what depends on it alone is
+        computed once.
+        """
         return self.dual(q, k, q)
 
     def check(self, signal: Signal) -> Signal:
@@ -70,16 +73,17 @@ class AbstractPointwise(AbstractLayer):
         return demand.at_least(Pairs.SAME, Pairs.SAME)
 
     def infinite(self, kernel: Kernel) -> Kernel:
-        dual = self.dual
-        if kernel.uniform:
-            dual = lambda q1, k, q2: self.dual_at(q1, k)
+        def dual(k11, q1, k12, q2):
+            if kernel.uniform and k12 is not k11:
+                return self.dual_at(q1, k12.array)
+            return self.dual(q1, k12.array, q2)
 
         def pointwise(k11, k12, k22):
             # Aligned with the axes of `k12`, of positions `p` and perhaps of `q`.
             q1, q2 = k11.diagonal(), k22.diagonal()
             ones = (1,) * (k12.array.ndim - q1.ndim)
             q1, q2 = q1.reshape(q1.shape + ones), q2.reshape(ones + q2.shape)
-            return Covariance(dual(q1, k12.array, q2), k12.pairs)
+            return Covariance(dual(k11, q1, k12, q2), k12.pairs)
 
         if not self.flat or kernel.ntk is None:
             return kernel.propagate(pointwise)

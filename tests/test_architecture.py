@@ -47,6 +47,7 @@ _order = [
     "_matrices",
     "_batch",
     "_tiles",
+    "_uniform",
     "_gram",
     "_store",
     "_spectral",
