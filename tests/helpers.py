@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 
 import infinitenet as inn
@@ -44,23 +45,46 @@ def _windowed(spec, size):
     return spec[size], spec["strides"], spec["padding"]
 
 
+# Of which the duals are given by formulas, or otherwise.
+_functions = {
+    "cube": inn.Pointwise(lambda x: x**3, lambda q1, k, q2: 6 * k**3 + 9 * q1 * k * q2),
+    "erf": inn.Pointwise(
+        jax.scipy.special.erf, lambda q1, k, q2: inn.Erf().dual(q1, k, q2)
+    ),
+}
+
 _builders = {
     "Abs": lambda s: inn.Abs(),
     "ABRelu": lambda s: inn.ABRelu(s["a"], s["b"]),
     "AvgPool": lambda s: inn.AvgPool(*_windowed(s, "window"), s["normalize_edges"]),
     "Conv": lambda s: inn.Conv(s["width"], *_windowed(s, "filter"), **_affine_options(s)),
+    "Cos": lambda s: inn.Cos(s["a"], s["b"], s["c"]),
     "Dense": lambda s: inn.Dense(s["width"], **_affine_options(s)),
+    "Elementwise": lambda s: _functions[s["fn"]],
     "Erf": lambda s: inn.Erf(s["a"], s["b"], s["c"]),
+    "Exp": lambda s: inn.Exp(s["a"], s["b"]),
+    "ExpNormalized": lambda s: inn.ExpNormalized(s["gamma"], s["shift"], s["do_clip"]),
     "FanInSum": lambda s: inn.FanInSum(),
     "FanOut": lambda s: inn.FanOut(s["num"]),
     "Flatten": lambda s: inn.Flatten(),
+    "Gabor": lambda s: inn.Gabor(),
+    "Gaussian": lambda s: inn.Gaussian(s["a"], s["b"]),
+    "Gelu": lambda s: inn.Gelu(s["approximate"]),
     "GlobalAvgPool": lambda s: inn.GlobalAvgPool(),
     "GlobalSelfAttention": _attention,
+    "Hermite": lambda s: inn.Hermite(s["degree"]),
     "Identity": lambda s: inn.Identity(),
     "LeakyRelu": lambda s: inn.LeakyRelu(s["alpha"]),
+    "Monomial": lambda s: inn.Monomial(s["degree"]),
     "Parallel": lambda s: inn.Parallel([build(branch) for branch in s["branches"]]),
+    "Polynomial": lambda s: inn.Polynomial(s["coef"]),
+    "Rbf": lambda s: inn.Rbf(s["gamma"]),
+    "RectifiedMonomial": lambda s: inn.RectifiedMonomial(s["degree"]),
     "Relu": lambda s: inn.Relu(),
     "Repeat": lambda s: inn.Repeat(build(s["layers"]), s["times"]),
+    "Sigmoid_like": lambda s: inn.SigmoidLike(),
+    "Sign": lambda s: inn.Sign(),
+    "Sin": lambda s: inn.Sin(s["a"], s["b"], s["c"]),
 }
 
 

@@ -30,6 +30,41 @@ _networks = {
     "abs": [inn.Dense(4, 1.1, 0.2), inn.Abs()],
     "ab_relu": [inn.Dense(4, 1.1, 0.2), inn.ABRelu(-0.5, 0.9)],
     "erf": [inn.Dense(4, 1.1, 0.2), inn.Erf(1.2, 0.7, 0.4)],
+    "smooth": [
+        inn.Dense(4, 1.1, 0.2),
+        inn.Gelu(),
+        inn.Dense(4, 1.3, 0.1),
+        inn.Sin(1.2, 0.8, 0.3),
+        inn.Dense(4, 1.1, 0.2),
+        inn.Gaussian(1.1, -0.4),
+        inn.Dense(4, 1.2),
+        inn.SigmoidLike(),
+        inn.Dense(4, 1.2),
+        inn.Rbf(0.7),
+        inn.Dense(4, 0.9),
+        inn.Pointwise(jnp.square, lambda q1, k, q2: 2 * k**2 + q1 * q2),
+    ],
+    "waves": [
+        inn.Dense(4, 1.1, 0.2),
+        inn.Cos(0.9, 1.1, -0.4),
+        inn.Dense(4, 1.1, 0.2),
+        inn.Exp(0.7, 0.4),
+        inn.Dense(4, 0.8),
+        inn.Gabor(),
+        inn.Dense(4, 1.7, 0.2),
+        inn.ExpNormalized(0.8, -0.6),
+    ],
+    "powers": [
+        inn.Dense(4, 0.7, 0.2),
+        inn.RectifiedMonomial(3),
+        inn.Dense(4, 0.4, 0.3),
+        inn.Polynomial([0.3, 0.7, -0.2]),
+        inn.Dense(4, 0.6, 0.1),
+        inn.Hermite(3),
+        inn.Dense(4, 0.4, 0.2),
+        inn.Monomial(2),
+    ],
+    "sign": [inn.Dense(4, 1.1, 0.2), inn.Sign(), inn.Dense(4, 1.2)],
     "avg_pool": [
         inn.Conv(4, (3,), padding="CIRCULAR", W_std=1.1, b_std=0.2),
         inn.AvgPool((2,), (2,)),
@@ -88,19 +123,21 @@ def _of_one(net, x):
 
 
 def _finite_differences(fn, hyperparameters, step=1e-6):
-    """Central differences in each leaf."""
+    """Central differences in each entry of each leaf."""
     leaves, structure = jax.tree.flatten(hyperparameters)
-    out = []
-    for i in range(len(leaves)):
+
+    def along(i, index):
         up, down = (
-            fn(
-                jax.tree.unflatten(
-                    structure, leaves[:i] + [leaves[i] + h] + leaves[i + 1 :]
-                )
-            )
+            leaves[:i] + [leaves[i].at[index].add(h)] + leaves[i + 1 :]
             for h in (step, -step)
         )
-        out.append((up - down) / (2 * step))
+        up, down = (fn(jax.tree.unflatten(structure, each)) for each in (up, down))
+        return (up - down) / (2 * step)
+
+    out = []
+    for i, leaf in enumerate(leaves):
+        entries = np.stack([along(i, index) for index in np.ndindex(leaf.shape)], -1)
+        out.append(entries.reshape(entries.shape[:-1] + leaf.shape))
     return out
 
 
@@ -153,7 +190,7 @@ def test_jit_and_vmap(name):
 
     hyperparameters, static = eqx.partition(net, eqx.is_array)
     scales = jnp.array([0.5, 1.0, 1.5])
-    swept = jax.tree.map(lambda h: scales * h, hyperparameters)
+    swept = jax.tree.map(lambda h: jnp.multiply.outer(scales, h), hyperparameters)
     sweep = jax.vmap(lambda h: _of_pair(eqx.combine(h, static), x[0], y[0]))
     for scale, got in zip(scales, sweep(swept), strict=True):
         scaled = jax.tree.map(lambda h: scale * h, hyperparameters)  # noqa: B023
