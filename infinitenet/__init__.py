@@ -1,5 +1,12 @@
 """Neural networks of finite and infinite width."""
 
+from ._architectures import (
+    ConvOnly as ConvOnly,
+    FullyConnected as FullyConnected,
+    LeNet as LeNet,
+    Myrtle as Myrtle,
+    WideResNet as WideResNet,
+)
 from ._comparison import (
     compare as compare,
     Comparison as Comparison,

@@ -44,6 +44,7 @@ _order = [
     "_branches",
     "_layers.*",
     "_layers",
+    "_architectures",
     "_matrices",
     "_batch",
     "_tiles",
