@@ -82,7 +82,7 @@ class Inputs(eqx.Module):
         if missing is not None:
             missing = _mask(array, missing)
             array = jnp.where(missing[..., None], 0, array)
-        self.array = array
+        self.array = jnp.asarray(array) if isinstance(array, np.ndarray) else array
         pattern = None if pattern is None else jnp.asarray(pattern)
         self.positions = Positions(missing, pattern)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -30,8 +30,8 @@ class Demand:
 
 
 # For layers that take several inputs, or that pass on several outputs.
-Demands: TypeAlias = "Demand | tuple[Demands, ...]"
-Kernels: TypeAlias = "Kernel | tuple[Kernels, ...]"
+Demands: TypeAlias = Demand | tuple[Any, ...]
+Kernels: TypeAlias = "Kernel | tuple[Any, ...]"
 
 # `fn(k11, k12, k22, *variances)`: the covariance of a layer's outputs.
 CovarianceMap: TypeAlias = Callable[..., Covariance]

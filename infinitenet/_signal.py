@@ -60,8 +60,8 @@ class Signal:
         return dataclasses.replace(self, gaussian=False, centred=self.centred and odd)
 
 
-Signals: TypeAlias = "Signal | tuple[Signals, ...]"
-Examples: TypeAlias = "Example | Inputs | tuple[Examples, ...]"
+Signals: TypeAlias = Signal | tuple[Any, ...]
+Examples: TypeAlias = Example | Inputs | tuple[Any, ...]
 
 
 def check_numbers(name: str, x: Example) -> None:
