@@ -87,6 +87,18 @@ from ._layers.pooling import (
     GlobalSumPool as GlobalSumPool,
     SumPool as SumPool,
 )
+from ._layers.quadrature import (
+    AbstractQuadrature as AbstractQuadrature,
+    Elementwise as Elementwise,
+    Elu as Elu,
+    Mish as Mish,
+    Selu as Selu,
+    Sigmoid as Sigmoid,
+    Silu as Silu,
+    Softplus as Softplus,
+    Swish as Swish,
+    Tanh as Tanh,
+)
 from ._layers.rectified import (
     Gelu as Gelu,
     RectifiedMonomial as RectifiedMonomial,

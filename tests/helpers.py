@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import infinitenet as inn
@@ -53,6 +54,11 @@ _functions = {
     ),
 }
 
+_numerical = {
+    "softplus": inn.Elementwise(jax.nn.softplus),
+    "tanh": inn.Elementwise(jnp.tanh),
+}
+
 _builders = {
     "Abs": lambda s: inn.Abs(),
     "ABRelu": lambda s: inn.ABRelu(s["a"], s["b"]),
@@ -61,6 +67,7 @@ _builders = {
     "Cos": lambda s: inn.Cos(s["a"], s["b"], s["c"]),
     "Dense": lambda s: inn.Dense(s["width"], **_affine_options(s)),
     "Elementwise": lambda s: _functions[s["fn"]],
+    "ElementwiseNumerical": lambda s: _numerical[s["fn"]],
     "Erf": lambda s: inn.Erf(s["a"], s["b"], s["c"]),
     "Exp": lambda s: inn.Exp(s["a"], s["b"]),
     "ExpNormalized": lambda s: inn.ExpNormalized(s["gamma"], s["shift"], s["do_clip"]),

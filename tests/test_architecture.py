@@ -30,6 +30,8 @@ _order = [
     "_hyperparameters",
     "_special",
     "_moments",
+    "_polar",
+    "_quadrature",
     "_window",
     "_inputs",
     "_covariance",
