@@ -5,13 +5,14 @@ import functools as ft
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import nonlinearities
 import numpy as np
 import pytest
-from nonlinearities import closed_forms as _closed_forms
 
 import infinitenet as inn
 
 
+_closed_forms = nonlinearities.closed_forms
 _all = pytest.mark.parametrize("name", _closed_forms)
 _abrupt = ("sign", "step")
 # Those with a kink or a jump at zero.
@@ -371,6 +372,13 @@ def test_exp_normalized(do_clip):
         layer(jnp.ones(3))
 
 
+def test_gradients_of_large_negative_numbers():
+    """Of finite networks: where powers that are not taken overflow."""
+    x = jnp.asarray([-1e30, -1.0, 0.0, 2.0], np.float32)
+    fn = inn.RectifiedMonomial(2)
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(fn(x)))(x), [0, 0, 0, 4])
+
+
 def test_approximate_gelu():
     x = jnp.linspace(-5, 5, 101)
     error = np.abs(inn.Gelu(approximate=True)(x) - inn.Gelu()(x))
@@ -439,4 +447,6 @@ def test_nothing_is_left_out():
         and not name.startswith("Abstract")
     }
     exported -= {inn.ExpNormalized}  # Of which there is no function.
-    assert exported == {type(layer) for layer, *_ in _closed_forms.values()}
+    # Others are tested in tests/test_quadrature.py.
+    tables = _closed_forms | getattr(nonlinearities, "quadrature", {})
+    assert exported == {type(layer) for layer, *_ in tables.values()}

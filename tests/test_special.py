@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from infinitenet._special import angle, arc_cosine
+from infinitenet._special import angle, arc_cosine, determinant
 
 
 _ones = lambda x: jnp.ones_like(x)
@@ -225,3 +225,29 @@ def test_angle(dtype):
         got = jax.jit(angle)(y, x)
         assert got.dtype == dtype
         np.testing.assert_allclose(got, np.arctan2(y_exact, x_exact), rtol=tolerance)
+
+
+#
+# `determinant`
+#
+
+
+@_dtypes
+def test_determinant(dtype):
+    """Relative to what rounding of its arguments makes of it."""
+    eps = float(np.finfo(dtype).eps)
+    variances = [1e-6, 0.3, 0.3 * (1 + 1e-5), 1.0, 1.0 + 1e-6, 1e6]
+    c = [-1, -1 + 1e-6, -0.6, 0.0, 0.4, 0.9, 1 - 1e-6, 1]
+    q1, k, q2 = (np.asarray(x, dtype) for x in _grid(c, variances))
+    args = [jnp.asarray(x) for x in (q1, k, q2)]
+    got = np.asarray(determinant(*args), np.longdouble)
+    q1, k, q2 = (x.astype(np.longdouble) for x in (q1, k, q2))
+    want = np.maximum(q1 * q2 - k * k, 0)
+    assert np.all(np.abs(got - want) <= 4 * eps * q1 * q2)
+    # No worse than a few units, where differences are exact or nothing cancels.
+    easy = (np.abs(k) < 0.7 * np.sqrt(q1 * q2)) | (q1 == q2)
+    rounding = np.finfo(np.longdouble).eps * q1 * q2
+    assert np.all(np.abs(got - want)[easy] <= (4 * eps * want + rounding)[easy])
+    # Nothing overflows.
+    args = [jnp.asarray(x, np.float32) for x in (1e30, 5e29, 2e30)]
+    np.testing.assert_allclose(determinant(*args, scale=1e-30), 1.75, rtol=1e-6)

@@ -220,7 +220,7 @@ def test_gram_of_transformations(name):
         np.testing.assert_allclose(got[0], want, rtol=1e-9)
 
 
-@pytest.mark.parametrize("nonlinearity", [inn.Relu(), inn.Erf()])
+@pytest.mark.parametrize("nonlinearity", [inn.Relu(), inn.Erf(), inn.RectifiedMonomial(2)])
 def test_second_derivatives_in_loops(nonlinearity):
     """Forward over reverse mode through `Repeat`, where JAX forgets custom rules."""
     x1, x2 = np.asarray(jr.normal(jr.key(1), (2, 3)))

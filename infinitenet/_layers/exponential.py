@@ -129,8 +129,7 @@ class ExpNormalized(AbstractPointwise):
     correlation, which counts as zero.
 
     ??? cite "Reference"
-        Mairal, Koniusz, Harchaoui & Schmid, Convolutional Kernel Networks, NeurIPS 2014:
-        section 2.
+        Mairal, Koniusz, Harchaoui & Schmid, Convolutional Kernel Networks, NeurIPS 2014.
     """
 
     gamma: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)

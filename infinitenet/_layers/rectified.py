@@ -22,7 +22,7 @@ class Gelu(AbstractPointwise):
 
     ??? cite "Reference"
         Tsuchida, Pearce, van der Heide, Roosta & Gallagher, Avoiding Kernel Fixed Points,
-        AAAI 2021: section 3.
+        AAAI 2021.
     """
 
     approximate: bool = eqx.field(default=False, static=True)
@@ -93,7 +93,10 @@ class RectifiedMonomial(AbstractPointwise):
 
     def __call__(self, x, *, key=None):
         del key
-        return jnp.where(x >= 0, x**self.degree, 0)
+        if self.degree == 0:
+            return jnp.where(x >= 0, jnp.ones_like(x), 0)
+        # Not the power of a negative number, which might overflow.
+        return jnp.where(x > 0, x, 0) ** self.degree
 
     def dual(self, q1, k, q2):
         out = rectified_moment(self.degree, q1, k, q2)

@@ -56,7 +56,7 @@ class Sin(AbstractWave):
 
     ??? cite "Reference"
         Pearce, Tsuchida, Zaki, Brintrup & Neely, Expressive Priors in Bayesian Neural
-        Networks, UAI 2019: section 3.
+        Networks, UAI 2019.
     """
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
@@ -97,7 +97,7 @@ class Cos(AbstractWave):
 
     ??? cite "Reference"
         Pearce, Tsuchida, Zaki, Brintrup & Neely, Expressive Priors in Bayesian Neural
-        Networks, UAI 2019: section 3.
+        Networks, UAI 2019.
     """
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
