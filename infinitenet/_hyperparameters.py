@@ -83,7 +83,7 @@ def check_number(layer: object, name: str, value: Array) -> None:
 
 
 # The moments of higher powers overflow in float64.
-_MAX_DEGREE = 150
+_MAX_DEGREE = 140
 
 
 def check_degree(layer: object, name: str, value: int) -> None:
