@@ -1,5 +1,6 @@
 """Neural networks of finite and infinite width."""
 
+from ._affine import AbstractAffine as AbstractAffine, AffineWeights as AffineWeights
 from ._architectures import (
     ConvOnly as ConvOnly,
     FullyConnected as FullyConnected,
@@ -37,12 +38,7 @@ from ._layer import (
     AbstractCombinator as AbstractCombinator,
     AbstractLayer as AbstractLayer,
 )
-from ._layers.affine import (
-    AbstractAffine as AbstractAffine,
-    AffineWeights as AffineWeights,
-    Conv as Conv,
-    Dense as Dense,
-)
+from ._layers.affine import Conv as Conv, Dense as Dense
 from ._layers.attention import (
     AttentionWeights as AttentionWeights,
     SelfAttention as SelfAttention,
@@ -55,6 +51,10 @@ from ._layers.branches import (
     Product as Product,
     Residual as Residual,
     Sum as Sum,
+)
+from ._layers.convolution import (
+    ConvLocal as ConvLocal,
+    ConvTranspose as ConvTranspose,
 )
 from ._layers.custom import Pointwise as Pointwise
 from ._layers.exponential import (

@@ -3,7 +3,7 @@
 import functools as ft
 import itertools as it
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 
 import equinox as eqx
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._window import Window
+from ._window import TransposedWindow, Window
 
 
 class Pairs(IntEnum):
@@ -90,7 +90,7 @@ class Covariance(eqx.Module):
             missing2 = missing2.reshape((1,) * ndim + missing2.shape)
         return Covariance(jnp.where(missing1 | missing2, 0, self.array), self.pairs)
 
-    def window(self, window: Window) -> "Covariance":
+    def window(self, window: Window | TransposedWindow) -> "Covariance":
         """Mean over offsets `d` within a window, of the entries at `(p + d, q + d)`.
 
         Zero outside of the input, over which the mean extends too.
@@ -113,6 +113,28 @@ class Covariance(eqx.Module):
         for axis in range(k.ndim):
             k = apply_matrix(matrices[axis % ndim], k, axis)
         return Covariance(k, self.pairs)
+
+    def transform(
+        self,
+        left: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+        right: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+    ) -> "Covariance":
+        """The covariance of activations after linear maps of positions, one of each input.
+
+        Needs `ALL` pairs. The maps are from shape `(*spatial, n)` to `(*out, n)`.
+        """
+        k, spatial = self.array, self.spatial
+        # Along each copy of the positions, where the other one takes the place of channels.
+        k = left(k.reshape(*spatial, math.prod(spatial)))
+        out = k.shape[:-1]
+        k = jnp.moveaxis(k, -1, 0).reshape(*spatial, math.prod(out))
+        k = jnp.moveaxis(right(k), -1, 0)
+        return Covariance(k.reshape(*out, *k.shape[1:]), Pairs.ALL)
+
+    def embedded(self) -> "Covariance":
+        """All pairs, for activations at equal positions that are otherwise independent."""
+        matrix = jnp.diag(self.diagonal().reshape(-1))
+        return Covariance(matrix.reshape(2 * self.spatial), Pairs.ALL)
 
     def mean_of_diagonal(self) -> "Covariance":
         """The covariance of channels that are positions as well: one without positions.
@@ -146,7 +168,10 @@ def _passes(size: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def _taps(
-    k: Float[Array, "..."], window: Window, dims: Sequence[int], ndim: int
+    k: Float[Array, "..."],
+    window: Window | TransposedWindow,
+    dims: Sequence[int],
+    ndim: int,
 ) -> Iterator[Float[Array, "..."]]:
     """For each offset along `dims`, the entries that it moves into place."""
     for offsets in it.product(*(range(window.size[dim]) for dim in dims)):

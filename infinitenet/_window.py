@@ -9,9 +9,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
-_MODES = {"SAME": "constant", "VALID": "constant", "CIRCULAR": "wrap"}
-
-
 class Window(NamedTuple):
     """A window of some size, moved by strides over an input with padding.
 
@@ -43,12 +40,9 @@ class Window(NamedTuple):
 
     def problem(self, spatial: Sequence[int]) -> str | None:
         """What stands in the way of sliding this window over these positions."""
-        if len(spatial) != len(self.size):
-            return (
-                f"its window {self.size} is for inputs of shape `(*spatial, channels)` "
-                f"with {len(self.size)} spatial dimensions, but these have "
-                f"{len(spatial)}: {tuple(spatial)}"
-            )
+        problem = _dimensions(self.size, spatial)
+        if problem is not None:
+            return problem
         if min(self.out_shape(spatial), default=1) < 1:
             return (
                 f"its window {self.size} does not fit into positions {tuple(spatial)} "
@@ -64,18 +58,24 @@ class Window(NamedTuple):
         return None
 
     def pad(
-        self, x: Float[Array, "*positions_and_rest"], copies: int = 1
+        self,
+        x: Float[Array, "*positions_and_rest"],
+        copies: int = 1,
+        fill: float = 0.0,
     ) -> Float[Array, "*padded_and_rest"]:
         """Adds the positions outside of the input that windows look at.
 
-        `x` begins with `copies` times the axes of positions.
+        `x` begins with `copies` times the axes of positions. With `"SAME"` padding the
+        values outside are `fill`.
         """
         spatial = x.shape[: len(self.size)]
         widths = copies * self.extents(spatial)
         widths = widths + [(0, 0)] * (x.ndim - len(widths))
         if not any(map(any, widths)):
             return x
-        return jnp.pad(x, widths, mode=_MODES[self.padding])
+        if self.padding == "CIRCULAR":
+            return jnp.pad(x, widths, mode="wrap")
+        return jnp.pad(x, widths, constant_values=fill)
 
     def centres(self, missing: Bool[Array, "*spatial"]) -> Bool[Array, "*out"]:
         """Whether the position at the centre of each window is missing."""
@@ -101,3 +101,83 @@ class Window(NamedTuple):
             seen = position[starts[:, None] + np.arange(self.size[dim])]
             out.append((seen[:, :, None] == np.arange(n)).sum(1).astype(float))
         return out
+
+
+class TransposedWindow(NamedTuple):
+    """The windows of the transpose of a convolution.
+
+    Each input is spread over a window of outputs, `dilation` apart. In other words, a
+    window slides over inputs with zeros between them, and over some around them.
+
+    `"VALID"` outputs are all positions that inputs reach. With `"SAME"` and `"CIRCULAR"`
+    padding they are `n * dilation`: what is outside of these is cut off, or, periodically,
+    added to those within.
+    """
+
+    size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the window, over inputs with zeros between them."""
+        return (1,) * len(self.size)
+
+    def out_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The number of outputs along each dimension."""
+        each = zip(spatial, self.size, self.dilation, strict=True)
+        if self.padding == "VALID":
+            return tuple((n - 1) * step + max(size, step) for n, size, step in each)
+        return tuple(n * step for n, _, step in each)
+
+    def problem(self, spatial: Sequence[int]) -> str | None:
+        """What stands in the way of applying this to these positions."""
+        return _dimensions(self.size, spatial)
+
+    def _before(self) -> list[int]:
+        """How many positions are added before each dimension."""
+        out = []
+        for size, step in zip(self.size, self.dilation, strict=True):
+            overlap = max(size - step, 0)
+            if self.padding == "SAME" and overlap:
+                out.append((size + step - 1) // 2)
+            elif self.padding == "CIRCULAR":
+                out.append(size - 1 - overlap // 2)
+            else:
+                out.append(size - 1)
+        return out
+
+    def pad(
+        self, x: Float[Array, "*positions_and_rest"], copies: int = 1
+    ) -> Float[Array, "*padded_and_rest"]:
+        """Adds zeros between the positions, and positions around them."""
+        spatial = x.shape[: len(self.size)]
+        zeros, around = [], []
+        out_shape, before = self.out_shape(spatial), self._before()
+        each = zip(spatial, out_shape, self.size, self.dilation, before, strict=True)
+        for n, out, size, step, before in each:
+            after = out + size - 1 - before - n * step
+            around.append((before, after))
+            inner = (0, 0) if self.padding == "CIRCULAR" else (before, after)
+            zeros.append((inner[0], inner[1] + step - 1, step - 1))
+        rest = x.ndim - copies * len(spatial)
+        x = lax.pad(x, jnp.zeros((), x.dtype), copies * zeros + [(0, 0, 0)] * rest)
+        if self.padding == "CIRCULAR":
+            x = jnp.pad(x, copies * around + [(0, 0)] * rest, mode="wrap")
+        return x
+
+    def reached(self, missing: Bool[Array, "*spatial"]) -> Bool[Array, "*out"]:
+        """Whether any of these positions contributes to an output."""
+        ones = [1] * missing.ndim
+        padded = self.pad(missing.astype(float))
+        return lax.reduce_window(padded, 0.0, lax.max, self.size, ones, "VALID") > 0
+
+
+def _dimensions(size: Sequence[int], spatial: Sequence[int]) -> str | None:
+    if len(spatial) == len(size):
+        return None
+    return (
+        f"its window {tuple(size)} is for inputs of shape `(*spatial, channels)` "
+        f"with {len(size)} spatial dimensions, but these have "
+        f"{len(spatial)}: {tuple(spatial)}"
+    )

@@ -64,6 +64,12 @@ _builders = {
     "ABRelu": lambda s: inn.ABRelu(s["a"], s["b"]),
     "AvgPool": lambda s: inn.AvgPool(*_windowed(s, "window"), s["normalize_edges"]),
     "Conv": lambda s: inn.Conv(s["width"], *_windowed(s, "filter"), **_affine_options(s)),
+    "ConvLocal": lambda s: inn.ConvLocal(
+        s["width"], *_windowed(s, "filter"), **_affine_options(s)
+    ),
+    "ConvTranspose": lambda s: inn.ConvTranspose(
+        s["width"], *_windowed(s, "filter"), **_affine_options(s)
+    ),
     "Cos": lambda s: inn.Cos(s["a"], s["b"], s["c"]),
     "Dense": lambda s: inn.Dense(s["width"], **_affine_options(s)),
     "Elementwise": lambda s: _functions[s["fn"]],
@@ -71,6 +77,8 @@ _builders = {
     "Erf": lambda s: inn.Erf(s["a"], s["b"], s["c"]),
     "Exp": lambda s: inn.Exp(s["a"], s["b"]),
     "ExpNormalized": lambda s: inn.ExpNormalized(s["gamma"], s["shift"], s["do_clip"]),
+    "FanInConcat": lambda s: inn.FanInConcat(s["axis"] - (s["axis"] > 0)),
+    "FanInProd": lambda s: inn.FanInProd(),
     "FanInSum": lambda s: inn.FanInSum(),
     "FanOut": lambda s: inn.FanOut(s["num"]),
     "Flatten": lambda s: inn.Flatten(),
@@ -79,6 +87,7 @@ _builders = {
     "Gelu": lambda s: inn.Gelu(s["approximate"]),
     "GlobalAvgPool": lambda s: inn.GlobalAvgPool(),
     "GlobalSelfAttention": _attention,
+    "GlobalSumPool": lambda s: inn.GlobalSumPool(),
     "Hermite": lambda s: inn.Hermite(s["degree"]),
     "Identity": lambda s: inn.Identity(),
     "LeakyRelu": lambda s: inn.LeakyRelu(s["alpha"]),
@@ -92,6 +101,7 @@ _builders = {
     "Sigmoid_like": lambda s: inn.SigmoidLike(),
     "Sign": lambda s: inn.Sign(),
     "Sin": lambda s: inn.Sin(s["a"], s["b"], s["c"]),
+    "SumPool": lambda s: inn.SumPool(*_windowed(s, "window")),
 }
 
 

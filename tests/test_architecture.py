@@ -31,6 +31,9 @@ _order = [
     "_special",
     "_moments",
     "_polar",
+    "_hermite",
+    "_correlation_map",
+    "_expectations",
     "_quadrature",
     "_window",
     "_inputs",
@@ -41,6 +44,7 @@ _order = [
     "_weights",
     "_layer",
     "_pointwise",
+    "_affine",
     "_tokens",
     "_joining",
     "_branches",
@@ -68,7 +72,9 @@ _order = [
 
 # Abstract class and the methods which are its defaults: subclasses may override these.
 _defaults = {
+    "AbstractAffine": {"unshared"},
     "AbstractLayer": {"carry", "check", "draw", "mask", "requires"},
+    "AbstractQuadrature": {"kinked"},
     "AbstractPointwise": {"dual_at", "flat", "odd"},
 }
 
