@@ -46,12 +46,34 @@ def legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _radii(n: int, even: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for the density of radii, over `2 pi`, of either sign."""
+    """Nodes and weights for `exp(-r**2 / 2)`, of either sign."""
     x, w = legendre(n)
     log = np.log1p(_END / _RADIUS)
     r = _RADIUS * np.expm1(log * x)
-    w = w * log * (r + _RADIUS) * r * np.exp(-(r**2) / 2) / (2 * np.pi)
+    w = w * log * (r + _RADIUS) * np.exp(-(r**2) / 2)
     return (r, 2 * w) if even else (np.concatenate([r, -r]), np.concatenate([w, w]))
+
+
+def line(
+    integrand: Integrand,
+    s1: Float[Array, "..."],
+    s2: Float[Array, "..."],
+    *,
+    even: bool = False,
+) -> tuple[Float[Array, "..."], ...]:
+    """Expectations of functions of multiples `s1, s2` of one standard normal variable."""
+    r, w = _radii(FINE.radii, even)
+    nodes = jnp.asarray(r, s1.dtype), jnp.asarray(w / np.sqrt(2 * np.pi), s1.dtype)
+    one = jax.ShapeDtypeStruct((), s1.dtype)
+    zeros = jnp.zeros(jnp.broadcast_shapes(s1.shape, s2.shape), s1.dtype)
+
+    def add(sums, node):
+        r, w = node
+        return _add(sums, [w * f for f in integrand(r * s1, r * s2)]), None
+
+    zeros = (zeros,) * len(jax.eval_shape(integrand, one, one))
+
+    return lax.scan(add, zeros, nodes)[0]
 
 
 def _angles(n: int) -> tuple[np.ndarray, ...]:
@@ -91,9 +113,9 @@ def polar(
 ) -> tuple[Float[Array, "..."], ...]:
     r"""Expectations of functions of Gaussian variables.
 
-    These are $u = s_1 r \cos\psi$ and $v = s_2 r \cos(\psi - \theta)$ with $\cos\theta = c$,
-    where $\psi$ is uniform and $r$ is of density $r e^{-r^2 / 2}$, so that no correlation
-    is special. Angles are split where $u = 0$ and where $v = 0$: kinks there do no harm, nor
+    These are $u = s_1 r \cos\psi$ and $v = s_2 r \cos(\psi - \theta)$, where $\cos\theta =
+    c$, $\psi$ is uniform and $r$ is of density $r e^{-r^2 / 2}$, so that no correlation is
+    special. Angles are split where $u = 0$ and where $v = 0$: kinks there do no harm, nor
     layers in which functions of large variances saturate, as nodes are dense at both ends
     of each arc. Arrays broadcast.
 
@@ -111,6 +133,7 @@ def polar(
     same, opposite = arcs(c)
     layer = 1 / (1 + jnp.maximum(s1, s2) / _ANGLE)
     radii, weights = _radii(resolution.radii, even)
+    weights = weights * np.abs(radii) / (2 * np.pi)
     block = _block(len(radii), max(int(np.prod(shape)), 1))
     blocks = lambda a: jnp.asarray(a.reshape(-1, block), dtype)
     radii = blocks(radii), blocks(weights)

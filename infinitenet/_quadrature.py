@@ -1,57 +1,34 @@
 """Duals of functions without closed form, with derivatives of any order."""
 
 import functools as ft
-from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from ._polar import COARSE, FINE, polar
+from ._correlation_map import interpolate
+from ._expectations import expectations, Function, Pair, Word
+from ._polar import COARSE, FINE, line, Resolution
 from ._special import roots, sum_known
 
 
-# `phi(x, p)`: a function of each number, and of a vector of parameters.
-Phi: TypeAlias = Callable[[Array, Float[Array, " n"]], Array]
-
-# What is done to `phi`, from left to right: "D" is the derivative along `x`, "X" the
-# product with `x`, and a number the derivative along that parameter.
-Word: TypeAlias = tuple[str | int, ...]
-Pair: TypeAlias = tuple[Word, Word]
-
 _VALUE: Pair = (), ()
 
-
-def _apply(phi: Phi, word: Word) -> Phi:
-    """The function that a word makes of `phi`."""
-    if not word:
-        return phi
-    f, last = _apply(phi, word[:-1]), word[-1]
-    if last == "X":
-        return lambda x, p: x * f(x, p)
-    if last == "D":
-        along_x = lambda x, p: jax.jvp(lambda x: f(x, p), (x,), (jnp.ones_like(x),))
-        return lambda x, p: along_x(x, p)[1]
-
-    def along_p(x, p):
-        unit = jnp.zeros_like(p).at[last].set(1)
-        return jax.jvp(lambda p: f(x, p), (p,), (unit,))[1]
-
-    return along_p
+# Variances along which moments are differentiated: `(q1, q2)`, or `(q,)` of both.
+Variances: TypeAlias = tuple[Float[Array, "..."], ...]
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def moments(
-    phi: Phi,
+    phi: Function,
     pairs: tuple[Pair, ...],
-    even: bool,
+    resolution: Resolution,
     p: Float[Array, " n"],
-    q1: Float[Array, "..."],
+    qs: Variances,
     k: Float[Array, "..."],
-    q2: Float[Array, "..."],
 ) -> tuple[Float[Array, "..."], ...]:
     r"""$E[f(u) g(v)]$ of Gaussian $u, v$, where words make $f$ and $g$ of $\phi$.
 
@@ -69,37 +46,49 @@ def moments(
 
     - `phi`: the function.
     - `pairs`: the words of each moment.
-    - `even`: whether $f(-u) g(-v) = f(u) g(v)$ for all of them.
+    - `resolution`: of quadrature in two dimensions.
     - `p`: parameters of `phi`.
-    - `q1`, `k`, `q2`: variances and covariance: arrays of equal rank that broadcast.
+    - `qs`: both variances, arrays of as many axes as `k` that broadcast. Or one scalar, the
+        variance of all variables: then functions of the correlation are interpolated.
+    - `k`: the covariance.
 
     **Returns:** the moments.
     """
-    return _batched(phi, pairs, even, FINE, p, q1, k, q2)
+    if len(qs) == 2:
+        return expectations(phi, pairs, resolution, p, qs[0], k, qs[1])
+    (q,) = qs
+    (_, r) = roots(q)
+
+    def at(c):
+        each = q.reshape(1)
+        return expectations(phi, pairs, resolution, p, each, q * c, each)
+
+    return interpolate(at, jnp.clip(k * (r * r), -1, 1))
 
 
-def _moments_jvp(phi, pairs, even, primals, tangents):
-    p, q1, k, q2 = primals
-    t_p, t_q1, t_k, t_q2 = tangents
+def _moments_jvp(phi, pairs, resolution, primals, tangents):
+    p, qs, k = primals
+    t_p, t_qs, t_k = tangents
     is_known = lambda t: not isinstance(t, SymbolicZero)
     parameters = range(p.size) if is_known(t_p) else ()
+    evaluate = ft.partial(_table, phi, resolution=resolution)
     wanted = list(pairs)
     if is_known(t_k):
-        wanted += [_both(pair) for pair in pairs]
+        wanted += map(_both, pairs)
     for i in parameters:
-        wanted += [(f + (i,), g) for f, g in pairs] + [(f, g + (i,)) for f, g in pairs]
-    at = _table(phi, wanted, even, p, q1, k, q2)
-    along1, along2 = {}, {}
-    if is_known(t_q1) or is_known(t_q2):
-        along1, along2 = _along_variances(phi, pairs, even, p, q1, k, q2)
+        wanted += [side for pair in pairs for side in _sides(pair, (i,))]
+    at = evaluate(wanted, p, qs, k)
+    if any(map(is_known, t_qs)):
+        along_qs = _along_variances(phi, evaluate, pairs, p, qs, k)
+    else:
+        along_qs = {pair: (k,) * len(qs) for pair in pairs}  # Of no use.
 
     def tangent(pair):
-        f, g = pair
-        # Those which were not computed are of no use either.
-        unknown = at[pair]
-        terms = [(at.get(_both(pair), unknown), t_k)]
-        terms += [(along1.get(pair, unknown), t_q1), (along2.get(pair, unknown), t_q2)]
-        terms += [(at[f + (i,), g] + at[f, g + (i,)], t_p[i]) for i in parameters]
+        terms = list(zip(along_qs[pair], t_qs, strict=True))
+        if is_known(t_k):
+            terms += [(at[_both(pair)] + _of_jumps(phi, pair, p, qs, k), t_k)]
+        for i in parameters:
+            terms += [(sum(at[side] for side in _sides(pair, (i,))), t_p[i])]
         out = sum_known(*terms)
         return jnp.zeros_like(at[pair]) if isinstance(out, SymbolicZero) else out
 
@@ -113,106 +102,101 @@ def _both(pair: Pair) -> Pair:
     return pair[0] + ("D",), pair[1] + ("D",)
 
 
-def _table(phi, pairs, even, p, q1, k, q2) -> dict[Pair, Array]:
+def _sides(pair: Pair, word: Word) -> tuple[Pair, Pair]:
+    """A word after that of either side."""
+    return (pair[0] + word, pair[1]), (pair[0], pair[1] + word)
+
+
+def _table(phi, wanted, p, qs, k, *, resolution) -> dict[Pair, Array]:
     """Moments by their words, each of which is computed once."""
-    unique = tuple(dict.fromkeys(pairs))
-    values = moments(phi, unique, even, p, q1, k, q2)
+    unique = tuple(dict.fromkeys(wanted))
+    values = moments(phi, unique, resolution, p, qs, k)
     return dict(zip(unique, values, strict=True))
 
 
-def _along_variances(phi, pairs, even, p, q1, k, q2):
-    """Derivatives of moments along `q1` and along `q2`.
+def _along_variances(phi, evaluate, pairs, p, qs, k) -> dict[Pair, Variances]:
+    """Derivatives of moments along each of the variances.
 
     For small variances differences are divided by them. Below the root of rounding, these
     derivatives are taken at that instead: if functions are smooth they hardly change.
     """
-    least = jnp.finfo(k.dtype).eps ** 0.5
-    q1, q2 = jnp.maximum(q1, least), jnp.maximum(q2, least)
-    wanted = []
-    for f, g in pairs:
-        wanted += [_both((f, g)), (f + ("D", "X"), g), (f, g + ("D", "X"))]
-    at = _table(phi, wanted, even, p, q1, k, q2)
-    along1, along2 = {}, {}
-    for f, g in pairs:
-        shared = k * at[_both((f, g))]
-        along1[f, g] = (at[f + ("D", "X"), g] - shared) / (2 * q1)
-        along2[f, g] = (at[f, g + ("D", "X")] - shared) / (2 * q2)
-    return along1, along2
-
-
-def _batched(phi, pairs, even, resolution, p, q1, k, q2):
-    """`_evaluate`, to which batches are further axes, so that it sees them.
-
-    Those of `q1` and `q2` have size 1 where these are not batched.
-    """
-    evaluate = ft.partial(_evaluate, phi, pairs, even, resolution)
-    fn = jax.custom_batching.custom_vmap(evaluate)
-
-    @fn.def_vmap
-    def rule(axis_size, in_batched, p, *qs):
-        again = ft.partial(_batched, phi, pairs, even, resolution)
-        p_batched, *batched = in_batched
-        if p_batched:
-            # Few values of parameters are given at once.
-            xs = (p, *(q for q, b in zip(qs, batched, strict=True) if b))
-
-            def one(xs):
-                p, *rest = xs
-                return again(
-                    p, *(rest.pop(0) if b else q for q, b in zip(qs, batched, strict=True))
-                )
-
-            out = lax.map(one, xs)
+    qs = tuple(jnp.maximum(q, float(jnp.finfo(k.dtype).eps) ** 0.5) for q in qs)
+    wanted = [w for pair in pairs for w in (_both(pair), *_sides(pair, ("D", "X")))]
+    at = evaluate(wanted, p, qs, k)
+    out = {}
+    for pair in pairs:
+        shared = k * (at[_both(pair)] + _of_jumps(phi, pair, p, qs, k))
+        first, second = (at[side] - shared for side in _sides(pair, ("D", "X")))
+        if len(qs) == 1:
+            out[pair] = ((first + second) / (2 * qs[0]),)
         else:
-            out = again(p, *(q if b else q[None] for q, b in zip(qs, batched, strict=True)))
-        return out, (True,) * len(pairs)
-
-    return fn(p, q1, k, q2)
+            out[pair] = first / (2 * qs[0]), second / (2 * qs[1])
+    return out
 
 
-def _evaluate(phi, pairs, even, resolution, p, q1, k, q2):
-    words1 = {f: _apply(phi, f) for f, _ in pairs}
-    words2 = {g: _apply(phi, g) for _, g in pairs}
+def _of_jumps(phi, pair, p, qs, k) -> Array | float:
+    """What jumps of functions at zero add to the expectation of their derivatives' product.
 
-    def integrand(u, v):
-        at_u = {word: f(u, p) for word, f in words1.items()}
-        at_v = {word: g(v, p) for word, g in words2.items()}
-        return tuple(at_u[f] * at_v[g] for f, g in pairs)
+    $f'$ has a part $j_f \\delta(u)$, so that with the density of $u$ at zero and that of
+    both these are $j_f p_u E[g'(v) | u = 0] + j_g p_v E[f'(u) | v = 0] + j_f j_g p_{uv}$.
 
-    (_, r1), (_, r2) = roots(q1), roots(q2)
-    # Clipped in here, out of sight of differentiation. Of zero variance there is a limit,
-    # in which kinks count as the mean of both sides.
+    The nonlinearity itself is continuous, or gradient descent would not see its jumps.
+    """
+    if not phi.kinked or "D" not in pair[0] or "D" not in pair[1]:
+        return 0.0
+    tiny = float(jnp.finfo(k.dtype).tiny)
+    jumps, slopes = [], []
+    for word in pair:
+        fn, derivative = (ft.partial(phi.apply(w), p=p) for w in (word, word + ("D",)))
+        either = fn(jnp.asarray([tiny, -tiny], k.dtype))
+        jumps.append(either[0] - either[1])
+        slopes.append(lambda u, v, f=derivative: (f(v),))
+    (s1, r1), (s2, r2) = map(roots, (qs[0], qs[-1]))
     c = jnp.clip(k * (r1 * r2), -1, 1)
-    s1, s2 = (jnp.sqrt(jnp.maximum(q, jnp.finfo(k.dtype).tiny)) for q in (q1, q2))
-    return polar(integrand, s1, c, s2, resolution=resolution, even=even)
+    _, sine = roots_of_unit(c)
+    density = lambda r: r / np.sqrt(2 * np.pi).item()
+    # Given that one is zero, the other's standard deviation is smaller by the sine.
+    (first,) = line(slopes[0], s1 * sine, s1 * sine)
+    (second,) = line(slopes[1], s2 * sine, s2 * sine)
+    inverse = jnp.where(sine > 0, 1 / jnp.where(sine > 0, sine, 1), 0)
+    out = jumps[0] * density(r1) * second + jumps[1] * density(r2) * first
+    return out + jumps[0] * jumps[1] * density(r1) * density(r2) * inverse
+
+
+def roots_of_unit(c: Array) -> tuple[Array, Array]:
+    """`c`, and `sqrt(1 - c**2)`."""
+    return c, roots((1 - jnp.abs(c)) * (1 + jnp.abs(c)))[0]
 
 
 def dual(
-    phi: Phi,
-    even: bool,
+    phi: Function,
     p: Float[Array, " n"],
     q1: Float[Array, "..."],
     k: Float[Array, "..."],
     q2: Float[Array, "..."],
+    *,
+    resolution: Resolution = FINE,
 ) -> Float[Array, "..."]:
-    r"""$E[\phi(u) \phi(v)]$, differentiable along all arrays."""
-    return moments(phi, (_VALUE,), even, p, *_aligned(q1, k, q2))[0]
+    r"""$E[\phi(u) \phi(v)]$, differentiable along all arrays. They broadcast."""
+    rank = max(q1.ndim, k.ndim, q2.ndim)
+    q1, k, q2 = (a.reshape((1,) * (rank - a.ndim) + a.shape) for a in (q1, k, q2))
+    return moments(phi, (_VALUE,), resolution, p, (q1, q2), k)[0]
+
+
+def dual_at(
+    phi: Function, p: Float[Array, " n"], q: Float[Array, ""], k: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The same for variables which all have one variance, much faster."""
+    return moments(phi, (_VALUE,), FINE, p, (q,), k)[0]
 
 
 def error(
-    phi: Phi,
+    phi: Function,
     p: Float[Array, " n"],
     q1: Float[Array, "..."],
     k: Float[Array, "..."],
     q2: Float[Array, "..."],
 ) -> Float[Array, "..."]:
     """An estimate of the error of `dual`: its difference from a coarser rule."""
-    args = _aligned(q1, k, q2)
-    fine = dual(phi, False, p, *args)
-    return jnp.abs(fine - _batched(phi, (_VALUE,), False, COARSE, p, *args)[0])
-
-
-def _aligned(*arrays):
-    """Arrays of equal rank: scalars broadcast with arrays."""
-    rank = max(a.ndim for a in arrays)
-    return [a.reshape((1,) * (rank - a.ndim) + a.shape) for a in arrays]
+    fine, coarse = (dual(phi, p, q1, k, q2, resolution=r) for r in (FINE, COARSE))
+    return jnp.abs(fine - coarse)
