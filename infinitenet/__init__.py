@@ -119,8 +119,22 @@ from ._parameterization import (
     StandardParameterization as StandardParameterization,
 )
 from ._path import LayerError as LayerError
+from ._phase_diagram import (
+    edge_of_chaos as edge_of_chaos,
+    EdgeOfChaos as EdgeOfChaos,
+    phase_diagram as phase_diagram,
+)
 from ._pointwise import AbstractPointwise as AbstractPointwise
+from ._propagation import (
+    Phase as Phase,
+    signal_propagation as signal_propagation,
+    SignalPropagation as SignalPropagation,
+)
 from ._signal import Signal as Signal
 from ._solution import Prediction as Prediction
 from ._training import evaluate_ensemble as evaluate_ensemble
+from ._vector_maps import (
+    correlation_map as correlation_map,
+    variance_map as variance_map,
+)
 from ._weights import AbstractWeights as AbstractWeights, trainable as trainable
