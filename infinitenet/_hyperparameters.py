@@ -74,7 +74,7 @@ def check_scale(layer: object, name: str, value: Array | None) -> None:
         )
 
 
-def check_number(layer: object, name: str, value: Array) -> None:
+def check_number(layer: object, name: str, value: Array | None) -> None:
     """Any real number. Arrays under transformations pass."""
     if is_traced(value) or not isinstance(value, jax.Array):
         return
@@ -94,12 +94,6 @@ def check_degree(layer: object, name: str, value: int) -> None:
             layer,
             f"`{name}` must be an integer from 0 to {_MAX_DEGREE}, but is {value!r}.",
         )
-
-
-def is_zero(value: Array) -> bool:
-    """Whether a number is known to be zero."""
-    known = isinstance(value, jax.Array | np.ndarray) and not is_traced(value)
-    return known and not np.any(np.asarray(value))
 
 
 def check_window(

@@ -132,7 +132,8 @@ def _relu(state):
 
 
 def _erf(layer, state):
-    a, b, c = float(layer.a), float(layer.b), float(layer.c)
+    a, b = float(layer.a), float(layer.b)
+    c = 0.0 if layer.c is None else float(layer.c)
     n, spatial = len(state.nngp), state.spatial
     nngp, ntk = np.zeros_like(state.nngp), np.zeros_like(state.ntk)
     for i, j in it.product(range(n), repeat=2):

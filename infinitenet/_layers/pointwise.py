@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._hyperparameters import check_number, is_zero, to_scalar
+from .._hyperparameters import check_number, to_optional_scalar, to_scalar
 from .._pointwise import AbstractPointwise
 from .._special import arc_cosine, arc_sine
 
@@ -139,7 +139,7 @@ class Erf(AbstractErf):
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
     b: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    c: Float[Array, ""] = eqx.field(default=0.0, converter=to_scalar)
+    c: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
 
     def __check_init__(self):
         for name in "abc":
@@ -147,17 +147,19 @@ class Erf(AbstractErf):
 
     @property
     def odd(self):
-        return is_zero(self.c)
+        return self.c is None
 
     def parameters(self, dtype):
-        return self.a.astype(dtype), self.b.astype(dtype), self.c.astype(dtype)
+        c = 0.0 if self.c is None else self.c.astype(dtype)
+        return self.a.astype(dtype), self.b.astype(dtype), c
 
 
 Erf.__init__.__doc__ = """**Arguments:**
 
 - `a`: the factor of the output. Scalar, differentiable.
 - `b`: the factor of the input. Scalar, differentiable.
-- `c`: the offset of the output. Scalar, differentiable.
+- `c`: the offset of the output. Scalar, differentiable. `None` for none, so that the
+    function is known to be odd.
 """
 
 

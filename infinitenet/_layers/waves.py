@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._hyperparameters import check_number, check_scale, is_zero, to_scalar
+from .._hyperparameters import check_number, check_scale, to_optional_scalar, to_scalar
 from .._pointwise import AbstractPointwise
 from .._special import arc_sine
 
@@ -61,7 +61,7 @@ class Sin(AbstractWave):
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
     b: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    c: Float[Array, ""] = eqx.field(default=0.0, converter=to_scalar)
+    c: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
 
     def __check_init__(self):
         for name in "abc":
@@ -69,15 +69,18 @@ class Sin(AbstractWave):
 
     @property
     def odd(self):
-        return is_zero(self.c)
+        return self.c is None
 
     def __call__(self, x, *, key=None):
         del key
-        a, b, c = (p.astype(x.dtype) for p in (self.a, self.b, self.c))
-        return a * jnp.sin(b * x + c)
+        a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
+        return a * jnp.sin(b * x if self.c is None else b * x + self.c.astype(x.dtype))
 
     def wave(self, dtype):
-        a, b, c = (p.astype(dtype) for p in (self.a, self.b, self.c))
+        a, b = self.a.astype(dtype), self.b.astype(dtype)
+        if self.c is None:
+            return a, b, jnp.ones((), dtype), jnp.zeros((), dtype)
+        c = self.c.astype(dtype)
         return a, b, jnp.cos(c), jnp.sin(c)
 
 
@@ -85,7 +88,8 @@ Sin.__init__.__doc__ = """**Arguments:**
 
 - `a`: the factor of the output. Scalar, differentiable.
 - `b`: the factor of the input. Scalar, differentiable.
-- `c`: the phase. Scalar, differentiable.
+- `c`: the phase. Scalar, differentiable. `None` for none, so that the function is known
+    to be odd.
 """
 
 
