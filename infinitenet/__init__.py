@@ -57,6 +57,7 @@ from ._layers.convolution import (
     ConvTranspose as ConvTranspose,
 )
 from ._layers.custom import Pointwise as Pointwise
+from ._layers.dropout import Dropout as Dropout
 from ._layers.exponential import (
     Exp as Exp,
     ExpNormalized as ExpNormalized,
@@ -67,7 +68,23 @@ from ._layers.fan_in import (
     FanInProd as FanInProd,
     FanInSum as FanInSum,
 )
+from ._layers.finite_only import (
+    BatchNorm as BatchNorm,
+    LogSoftmax as LogSoftmax,
+    MaxPool as MaxPool,
+    Softmax as Softmax,
+)
 from ._layers.flatten import Flatten as Flatten
+from ._layers.graph import (
+    Aggregate as Aggregate,
+    SparseAggregate as SparseAggregate,
+)
+from ._layers.index import Index as Index, Slice as Slice
+from ._layers.linear_maps import (
+    DotGeneral as DotGeneral,
+    ImageResize as ImageResize,
+)
+from ._layers.normalisation import LayerNorm as LayerNorm
 from ._layers.pointwise import (
     ABRelu as ABRelu,
     Abs as Abs,
@@ -91,6 +108,7 @@ from ._layers.quadrature import (
     AbstractQuadrature as AbstractQuadrature,
     Elementwise as Elementwise,
     Elu as Elu,
+    HardTanh as HardTanh,
     Mish as Mish,
     Selu as Selu,
     Sigmoid as Sigmoid,

@@ -10,7 +10,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ._hermite import is_worthwhile, series
+from ._hermite import is_worthwhile, series, Shape
 from ._polar import FINE, line, polar, Resolution
 from ._special import roots
 
@@ -21,7 +21,8 @@ Word: TypeAlias = tuple[str | int, ...]
 Pair: TypeAlias = tuple[Word, Word]
 Phi: TypeAlias = Callable[[Array, Float[Array, " n"]], Array]
 
-# Correlations which are this many units of rounding from 1 are taken to be 1.
+# Correlations which are this many units of rounding from 1 are taken to be 1: see
+# `_special.snapped_root`.
 _SNAP = 4
 
 
@@ -97,7 +98,8 @@ def expectations(
 
 
 def _expectations(phi, pairs, resolution, p, q1, k, q2):
-    axis = _common_axis(q1, k, q2)
+    shapes = q1.shape, k.shape, q2.shape
+    axis = _common_axis(*shapes)
     if axis is not None:
         first = [jnp.moveaxis(a, axis, 0) for a in (q1, k, q2)]
         fn = ft.partial(_expectations, phi, pairs, resolution, p)
@@ -115,14 +117,15 @@ def _expectations(phi, pairs, resolution, p, q1, k, q2):
     c = jnp.clip(k * (r1 * r2), -1, 1)
     # Of variances of zero there is a limit, in which kinks count as the mean of both sides.
     s1, s2 = (jnp.sqrt(jnp.maximum(q, float(jnp.finfo(k.dtype).tiny))) for q in (q1, q2))
+    collinear = 1 - jnp.abs(c) <= _SNAP * float(jnp.finfo(c.dtype).eps)
+    c = jnp.where(collinear, jnp.sign(c), c)
     in_plane = lambda: polar(integrand, s1, c, s2, resolution=resolution, even=phi.odd)
     if resolution != FINE:
         return in_plane()
-    collinear = 1 - jnp.abs(c) <= _SNAP * float(jnp.finfo(c.dtype).eps)
     if not phi.kinked:
         collinear |= (q1 == 0) | (q2 == 0)
     on_line = lambda: line(integrand, s1, jnp.where(c < 0, -s2, s2), even=phi.odd)
-    if not is_worthwhile(q1, k, q2):
+    if not is_worthwhile(*shapes):
         return lax.cond(jnp.all(collinear), on_line, in_plane)
     functions = [(words[f], words[g]) for f, g in pairs]
     values, good = series(functions, s1, c, s2)
@@ -147,19 +150,12 @@ def _replaced(
     return lax.cond(jnp.all(good), lambda: values, rest)
 
 
-def _common_axis(q1: Array, k: Array, q2: Array) -> int | None:
+def _common_axis(q1: Shape, k: Shape, q2: Shape) -> int | None:
     """An axis that both variances have, if there is too much of them at once."""
     if is_worthwhile(q1, k, q2):
         return None
-    for axis, (a, b) in enumerate(zip(q1.shape, q2.shape, strict=True)):
-        if a == b > 1:
-            each = [
-                jax.ShapeDtypeStruct(_without(x.shape, axis), k.dtype) for x in (q1, k, q2)
-            ]
-            if is_worthwhile(*each) or _common_axis(*each) is not None:
-                return axis
+    for axis, (a, b) in enumerate(zip(q1, q2, strict=True)):
+        rest = [shape[:axis] + shape[axis + 1 :] for shape in (q1, k, q2)]
+        if a == b > 1 and (is_worthwhile(*rest) or _common_axis(*rest) is not None):
+            return axis
     return None
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return shape[:axis] + shape[axis + 1 :]

@@ -1,6 +1,8 @@
 """Expectations of functions of two Gaussian variables, by series of Hermite polynomials."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax.lax as lax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from ._polar import legendre
 
+
+Shape: TypeAlias = tuple[int, ...]
 
 # Terms, and as many of them as are unrolled at once.
 TERMS, _BLOCK = 256, 16
@@ -38,13 +42,11 @@ def gaussian_nodes(dtype: np.dtype) -> tuple[Float[Array, " m"], Float[Array, " 
     return jnp.asarray(both[0], dtype), jnp.asarray(both[1], dtype)
 
 
-def is_worthwhile(
-    q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
-) -> bool:
+def is_worthwhile(q1: Shape, k: Shape, q2: Shape) -> bool:
     """Whether there are far fewer variances than covariances, which are to share them."""
-    numbers = TERMS * (q1.size + q2.size)
-    size = np.prod(jnp.broadcast_shapes(q1.shape, k.shape, q2.shape))
-    return 2 * (q1.size + q2.size) < size and numbers <= max(_ARRAYS * size, _NUMBERS)
+    variances, size = math.prod(q1) + math.prod(q2), math.prod(map(max, q1, k, q2))
+    few = TERMS * variances <= max(_ARRAYS * size, _NUMBERS)
+    return 2 * variances < size and few
 
 
 def coefficients(

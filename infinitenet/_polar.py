@@ -147,23 +147,26 @@ def polar(
         distance = layer * jnp.expm1(log * x)
         near, far = jnp.sin(distance), jnp.sin(arc - distance)
         u = s1 * jnp.where(is_second, far, near)
-        v = s2 * jnp.where(is_second, near, far)
-        v = jnp.where(is_opposite, -v, v)
-        w = w * log * (distance + layer)
-
-        def at_radii(sums, nodes):
-            r, w_r = (a.reshape(-1, *(1,) * len(shape)) for a in nodes)
-            values = integrand(r * u[None], r * v[None])
-            return _add(sums, [jnp.sum(w_r * f, 0) for f in values]), None
-
-        sums, _ = lax.scan(at_radii, zeros, radii)
-        return _add(total, [w * f for f in sums]), None
+        v = s2 * jnp.where(is_second, near, far) * jnp.where(is_opposite, -1, 1)
+        sums, _ = lax.scan(_along(integrand, u, v), zeros, radii)
+        return _add(total, [w * log * (distance + layer) * f for f in sums]), None
 
     nodes = tuple(
         jnp.asarray(a, dtype if a.dtype.kind == "f" else bool)
         for a in _angles(resolution.angles)
     )
     return lax.scan(at_angle, zeros, nodes)[0]
+
+
+def _along(integrand, u, v):
+    """Adds nodes on the line through zero and `(u, v)`."""
+
+    def add(sums, nodes):
+        r, w = (a.reshape(-1, *(1,) * u.ndim) for a in nodes)
+        values = integrand(r * u[None], r * v[None])
+        return _add(sums, [jnp.sum(w * f, 0) for f in values]), None
+
+    return add
 
 
 def _add(total, terms):

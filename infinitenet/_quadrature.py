@@ -88,7 +88,8 @@ def _moments_jvp(phi, pairs, resolution, primals, tangents):
         if is_known(t_k):
             terms += [(at[_both(pair)] + _of_jumps(phi, pair, p, qs, k), t_k)]
         for i in parameters:
-            terms += [(sum(at[side] for side in _sides(pair, (i,))), t_p[i])]
+            first, second = _sides(pair, (i,))
+            terms += [(at[first] + at[second], t_p[i])]
         out = sum_known(*terms)
         return jnp.zeros_like(at[pair]) if isinstance(out, SymbolicZero) else out
 
@@ -153,19 +154,13 @@ def _of_jumps(phi, pair, p, qs, k) -> Array | float:
         slopes.append(lambda u, v, f=derivative: (f(v),))
     (s1, r1), (s2, r2) = map(roots, (qs[0], qs[-1]))
     c = jnp.clip(k * (r1 * r2), -1, 1)
-    _, sine = roots_of_unit(c)
-    density = lambda r: r / np.sqrt(2 * np.pi).item()
+    sine, inverse = roots((1 - jnp.abs(c)) * (1 + jnp.abs(c)))
+    density = lambda r: r * (2 * np.pi) ** -0.5
     # Given that one is zero, the other's standard deviation is smaller by the sine.
     (first,) = line(slopes[0], s1 * sine, s1 * sine)
     (second,) = line(slopes[1], s2 * sine, s2 * sine)
-    inverse = jnp.where(sine > 0, 1 / jnp.where(sine > 0, sine, 1), 0)
     out = jumps[0] * density(r1) * second + jumps[1] * density(r2) * first
     return out + jumps[0] * jumps[1] * density(r1) * density(r2) * inverse
-
-
-def roots_of_unit(c: Array) -> tuple[Array, Array]:
-    """`c`, and `sqrt(1 - c**2)`."""
-    return c, roots((1 - jnp.abs(c)) * (1 + jnp.abs(c)))[0]
 
 
 def dual(

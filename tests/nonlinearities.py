@@ -1,6 +1,7 @@
 """All nonlinearities, each with its function and the derivative of that, in NumPy.
 
-`closed_forms[name]` is `(layer, f, derivative)`.
+`closed_forms[name]` is `(layer, f, derivative)`, and so is `quadrature[name]` for those of
+which the dual is computed by quadrature.
 """
 
 import jax.numpy as jnp
@@ -105,4 +106,55 @@ closed_forms = {
     "polynomial_odd": (inn.Polynomial([0, 1, 0, -0.1]), *_polynomial(0, 1, 0, -0.1)),
     "pointwise": (_cubic, *_polynomial(1, 0, 0, 1)),
     "pointwise_sin": (_sine, *_sin(1, 1, 0)),
+}
+
+
+def _softplus(x):
+    return np.logaddexp(0, x)
+
+
+def _sigmoid(x):
+    return scipy.special.expit(x)
+
+
+def _slope_of_sigmoid(x):
+    return _sigmoid(x) * _sigmoid(-x)
+
+
+def _slope_of_tanh(x):
+    return 1 / np.cosh(np.clip(x, -300, 300)) ** 2
+
+
+def _slope_of_mish(x):
+    t = np.tanh(_softplus(x))
+    return t + x * _sigmoid(x) * (1 - t**2)
+
+
+def _elu(scale, alpha):
+    negative = lambda x: np.minimum(x, 0)
+    return (
+        lambda x: scale * np.where(x > 0, x, alpha * np.expm1(negative(x))),
+        lambda x: scale * np.where(x > 0, 1, alpha * np.exp(negative(x))),
+    )
+
+
+quadrature = {
+    "tanh": (inn.Tanh(), np.tanh, _slope_of_tanh),
+    "sigmoid": (inn.Sigmoid(), _sigmoid, _slope_of_sigmoid),
+    "softplus": (inn.Softplus(), _softplus, _sigmoid),
+    "silu": (
+        inn.Silu(),
+        lambda x: x * _sigmoid(x),
+        lambda x: _sigmoid(x) + x * _slope_of_sigmoid(x),
+    ),
+    "mish": (inn.Mish(), lambda x: x * np.tanh(_softplus(x)), _slope_of_mish),
+    "elu": (inn.Elu(), *_elu(1, 1)),
+    "elu_alpha": (inn.Elu(1.7), *_elu(1, 1.7)),
+    "selu": (inn.Selu(), *_elu(1.0507009873554805, 1.6732632423543772)),
+    "hard_tanh": (
+        inn.HardTanh(),
+        lambda x: np.clip(x, -1, 1),
+        lambda x: np.where(np.abs(x) < 1, 1.0, 0.0),
+    ),
+    "elementwise": (inn.Elementwise(jnp.arctan), np.arctan, lambda x: 1 / (1 + x**2)),
 }

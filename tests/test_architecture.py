@@ -35,6 +35,7 @@ _order = [
     "_correlation_map",
     "_expectations",
     "_quadrature",
+    "_piecewise",
     "_window",
     "_inputs",
     "_covariance",

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from .. import _quadrature as quadrature
 from .._expectations import Function
 from .._hyperparameters import check_number, to_scalar
+from .._piecewise import clip_moments
 from .._pointwise import AbstractPointwise
 
 
@@ -207,3 +208,21 @@ class Selu(AbstractQuadrature):
 def _elu(x: Array, alpha: Array | float) -> Array:
     positive = x > 0
     return jnp.where(positive, x, alpha * jnp.expm1(jnp.where(positive, 0, x)))
+
+
+class HardTanh(AbstractPointwise):
+    r"""$\phi(x) = \max(-1, \min(x, 1))$.
+
+    By quadrature in one dimension, as its kinks are not at zero.
+    """
+
+    @property
+    def odd(self):
+        return True
+
+    def __call__(self, x, *, key=None):
+        del key
+        return jnp.clip(x, -1, 1)
+
+    def dual(self, q1, k, q2):
+        return clip_moments(q1, k, q2)[0]
