@@ -28,6 +28,10 @@ class Demand:
         """The demand raised to these."""
         return Demand(max(self.cross, cross), max(self.marginal, marginal))
 
+    def of_all_pairs(self) -> "Demand":
+        """What is needed if every pair of positions contributes to each that is wanted."""
+        return Demand(Pairs.ALL, Pairs.ALL if self.marginal else Pairs.NONE)
+
 
 # For layers that take several inputs, or that pass on several outputs.
 Demands: TypeAlias = Demand | tuple[Any, ...]

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,14 @@ def load(name):
     cases = json.loads((_oracle / f"{name}.json").read_text())["cases"]
     with np.load(_oracle / f"{name}.npz") as arrays:
         return cases, dict(arrays)
+
+
+def run_once(fn, *args):
+    """The value of a compiled function, which is not optimised, to save time."""
+    arrays, static = eqx.partition(args, eqx.is_array)
+    fn_of_arrays = jax.jit(lambda arrays: fn(*eqx.combine(arrays, static)))
+    options = {"xla_backend_optimization_level": "0"}
+    return fn_of_arrays.lower(arrays).compile(options)(arrays)
 
 
 def _affine_options(spec):
@@ -42,6 +51,36 @@ def _attention(spec):
     return inn.SelfAttention(**spec, pos_emb_decay_fn=decay)
 
 
+# Axes of specifications count that of the batch, which examples do not have.
+
+
+def _example_axis(axis):
+    return axis - 1 if axis > 0 else axis
+
+
+def _aggregate(spec):
+    axis = spec["aggregate_axis"]
+    axis = None if axis is None else tuple(map(_example_axis, axis))
+    kinds = {"DENSE": inn.Aggregate, "SPARSE": inn.SparseAggregate}
+    return kinds[spec["implementation"]](axis)
+
+
+def _dot_general(spec):
+    is_lhs = "lhs" not in spec
+    sides = [
+        [tuple(map(_example_axis, a)) if (i == 0) == is_lhs else a for i, a in enumerate(p)]
+        for p in spec["dimension_numbers"]
+    ]
+    constant = {name: np.asarray(spec[name]) for name in ("lhs", "rhs") if name in spec}
+    return inn.DotGeneral(**constant, dimension_numbers=sides)
+
+
+def _index(spec):
+    one = lambda i: slice(*i) if isinstance(i, list) else ... if i == "..." else i
+    first, *rest = map(one, spec["index"])
+    return inn.Index((first, *rest) if first is ... else tuple(rest))
+
+
 def _windowed(spec, size):
     return spec[size], spec["strides"], spec["padding"]
 
@@ -62,6 +101,7 @@ _numerical = {
 _builders = {
     "Abs": lambda s: inn.Abs(),
     "ABRelu": lambda s: inn.ABRelu(s["a"], s["b"]),
+    "Aggregate": _aggregate,
     "AvgPool": lambda s: inn.AvgPool(*_windowed(s, "window"), s["normalize_edges"]),
     "Conv": lambda s: inn.Conv(s["width"], *_windowed(s, "filter"), **_affine_options(s)),
     "ConvLocal": lambda s: inn.ConvLocal(
@@ -72,12 +112,14 @@ _builders = {
     ),
     "Cos": lambda s: inn.Cos(s["a"], s["b"], s["c"]),
     "Dense": lambda s: inn.Dense(s["width"], **_affine_options(s)),
+    "DotGeneral": _dot_general,
+    "Dropout": lambda s: inn.Dropout(s["keep_rate"], s["mode"]),
     "Elementwise": lambda s: _functions[s["fn"]],
     "ElementwiseNumerical": lambda s: _numerical[s["fn"]],
     "Erf": lambda s: inn.Erf(s["a"], s["b"], s["c"]),
     "Exp": lambda s: inn.Exp(s["a"], s["b"]),
     "ExpNormalized": lambda s: inn.ExpNormalized(s["gamma"], s["shift"], s["do_clip"]),
-    "FanInConcat": lambda s: inn.FanInConcat(s["axis"] - (s["axis"] > 0)),
+    "FanInConcat": lambda s: inn.FanInConcat(_example_axis(s["axis"])),
     "FanInProd": lambda s: inn.FanInProd(),
     "FanInSum": lambda s: inn.FanInSum(),
     "FanOut": lambda s: inn.FanOut(s["num"]),
@@ -90,6 +132,9 @@ _builders = {
     "GlobalSumPool": lambda s: inn.GlobalSumPool(),
     "Hermite": lambda s: inn.Hermite(s["degree"]),
     "Identity": lambda s: inn.Identity(),
+    "ImageResize": lambda s: inn.ImageResize(s["shape"][1:-1], s["method"], s["antialias"]),
+    "Index": _index,
+    "LayerNorm": lambda s: inn.LayerNorm(tuple(map(_example_axis, s["axis"])), s["eps"]),
     "LeakyRelu": lambda s: inn.LeakyRelu(s["alpha"]),
     "Monomial": lambda s: inn.Monomial(s["degree"]),
     "Parallel": lambda s: inn.Parallel([build(branch) for branch in s["branches"]]),

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float
 from .._covariance import apply_matrix, Covariance, Pairs
 from .._hyperparameters import check_window, to_optional_sizes, to_sizes
 from .._inputs import Positions
-from .._kernel import Demand
 from .._layer import AbstractLayer
 from .._path import LayerError
 from .._window import Window
@@ -25,11 +24,6 @@ def _pool(x: Float[Array, "*spatial channels"], matrices: Sequence[np.ndarray]):
     for axis, matrix in enumerate(matrices):
         x = apply_matrix(matrix, x, axis)
     return x
-
-
-def _all_pairs(demand: Demand) -> Demand:
-    """Every pair of positions contributes to a pooled covariance."""
-    return Demand(Pairs.ALL, Pairs.ALL if demand.marginal else Pairs.NONE)
 
 
 #
@@ -72,7 +66,7 @@ class AbstractPool(AbstractLayer):
         return self.window.centres(missing)
 
     def requires(self, demand):
-        return _all_pairs(demand)
+        return demand.of_all_pairs()
 
     def infinite(self, kernel):
         def pool(k11, k12, k22):
@@ -181,7 +175,7 @@ class AbstractGlobalPool(AbstractLayer):
         return jnp.all(missing)
 
     def requires(self, demand):
-        return _all_pairs(demand)
+        return demand.of_all_pairs()
 
     def infinite(self, kernel):
         if not kernel.nngp.spatial:
