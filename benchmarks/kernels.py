@@ -165,8 +165,13 @@ class Comparison:
     errors: dict[str, float]
 
     def too_large(self, library: str) -> bool:
-        """Whether the error is, or is NaN."""
-        return not self.errors[library] < TOLERANCES[library]
+        """Whether the error is."""
+        return too_large(library, self.errors[library])
+
+
+def too_large(library: str, error: float) -> bool:
+    """Whether a library's error is, or is NaN."""
+    return not error < TOLERANCES[library]
 
 
 def disagreement(path1: Path, path2: Path) -> float:
@@ -237,20 +242,24 @@ def _time(
     return Comparison(workload, timings, ratios, errors)
 
 
+def interpreters(args: argparse.Namespace) -> dict[str, str]:
+    """Returns the interpreter of each library that is to be timed, ours first."""
+    pythons = {"infinitenet": args.python, "neural_tangents": args.peer_python}
+    return {library: python for library, python in pythons.items() if python is not None}
+
+
 def compare(workload: Workload, args: argparse.Namespace) -> Comparison:
     """Starts the workers, has them time one workload, and ends them."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        interpreters = {"infinitenet": args.python, "neural_tangents": args.peer_python}
         workers = [
             stack.enter_context(Worker(python, library, args.peer_mode, folder))
-            for library, python in interpreters.items()
-            if python is not None
+            for library, python in interpreters(args).items()
         ]
         return _time(workers, workload, args.repeats, folder)
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     """Returns the median and, in brackets, the range."""
     median = statistics.median(values)
     return f"{median:.2f} ({min(values):.2f}–{max(values):.2f})"
@@ -268,7 +277,7 @@ def _cells(comparison: Comparison, library: str) -> Iterator[str]:
     yield f"{1e3 * timings.median / workload.n**2:.3g}"
     yield f"{timings.peak_mib:.0f}"
     yield f"{timings.info['peak_mib']:.0f}"
-    yield _spread(timings.symmetric) if timings.symmetric else ""
+    yield spread(timings.symmetric) if timings.symmetric else ""
     error = f"{comparison.errors[library]:.1e}"
     yield error + (" (too large)" if comparison.too_large(library) else "")
 
@@ -276,16 +285,16 @@ def _cells(comparison: Comparison, library: str) -> Iterator[str]:
 def _ratio_cells(comparison: Comparison) -> Iterator[str]:
     """Yields one row of the table of ratios."""
     yield f"`{comparison.workload.name}`"
-    yield _spread(comparison.ratios)
+    yield spread(comparison.ratios)
 
 
-def _markdown(rows: list[Iterator[str]], columns: tuple[str, ...]) -> list[str]:
+def markdown(rows: list[Iterator[str]], columns: tuple[str, ...]) -> list[str]:
     """Returns the lines of a table."""
     lines = ["| " + " | ".join(row) + " |" for row in ([*columns], *rows)]
     return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]
 
 
-def _machine(comparison: Comparison, args: argparse.Namespace) -> list[str]:
+def machine(infos: dict[str, dict[str, Any]], runs: str) -> list[str]:
     """Returns the lines that say what was measured, and where."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
@@ -294,10 +303,9 @@ def _machine(comparison: Comparison, args: argparse.Namespace) -> list[str]:
     lines = [
         f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         f"- Processor: {model}, {os.cpu_count()} cores, {platform.system()}",
-        f"- Runs: {args.repeats} of each, at scale `{args.scale}`",
+        f"- Runs: {runs}",
     ]
-    for library, timings in comparison.timings.items():
-        info = timings.info
+    for library, info in infos.items():
         lines.append(
             f"- `{library}` {info['library']}: Python {info['python']}, "
             f"JAX {info['jax']}, {info['device']}, {info['dtype']}"
@@ -308,51 +316,56 @@ def _machine(comparison: Comparison, args: argparse.Namespace) -> list[str]:
 def report(comparisons: list[Comparison], args: argparse.Namespace) -> str:
     """Returns all results, as Markdown."""
     rows = [_cells(x, library) for x in comparisons for library in x.timings]
-    lines = [*_machine(comparisons[0], args), "", *_markdown(rows, COLUMNS)]
+    infos = {library: x.info for library, x in comparisons[0].timings.items()}
+    lines = machine(infos, f"{args.repeats} of each, at scale `{args.scale}`")
+    lines += ["", *markdown(rows, COLUMNS)]
     if args.peer_python is not None:
         columns = ("workload", "neural_tangents / infinitenet")
         ratios = [_ratio_cells(comparison) for comparison in comparisons]
-        lines += ["", *_markdown(ratios, columns)]
+        lines += ["", *markdown(ratios, columns)]
     return "\n".join(lines) + "\n"
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+def parse(
+    doc: str | None, workloads: dict[str, Workload], argv: list[str] | None = None
+) -> argparse.Namespace:
+    """Reads the command line of a script that has this docstring and these workloads."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--python", default=sys.executable, help="interpreter that has infinitenet")
     add("--peer-python", help="interpreter that has neural_tangents")
     add("--peer-mode", choices=MODES, default="jit", help="how to run neural_tangents")
-    add("--repeats", type=int, default=5, help="runs of each, after the first")
-    add("--workloads", default=",".join(WORKLOADS), help="which ones, with commas")
+    add("--repeats", type=int, default=5, help="runs of each that count")
+    add("--workloads", default=",".join(workloads), help="which ones, with commas")
     add("--scale", choices=("full", "small"), default="full")
     add("--output", type=Path, help="file to write the results to, as Markdown")
     args = parser.parse_args(argv)
-    args.workloads = args.workloads.split(",")
-    if unknown := set(args.workloads) - set(WORKLOADS):
-        parser.error(f"unknown workloads {sorted(unknown)}; known: {[*WORKLOADS]}")
+    names = args.workloads.split(",")
+    if unknown := set(names) - set(workloads):
+        parser.error(f"unknown workloads {sorted(unknown)}; known: {[*workloads]}")
     for python in filter(None, (args.python, args.peer_python)):
         if shutil.which(python) is None:
             parser.error(f"no interpreter at {python}")
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
+    chosen = [workloads[name] for name in names]
+    args.workloads = [x.small() for x in chosen] if args.scale == "small" else chosen
     return args
 
 
 def main() -> int:
     """Runs the workloads and returns the exit status."""
-    args = parse()
+    args = parse(__doc__, WORKLOADS)
     comparisons, failed = [], False
-    for name in args.workloads:
-        workload = WORKLOADS[name]
-        print(f"{name} ...", file=sys.stderr, flush=True)
+    for workload in args.workloads:
+        print(f"{workload.name} ...", file=sys.stderr, flush=True)
         try:
-            result = compare(workload.small() if args.scale == "small" else workload, args)
+            result = compare(workload, args)
         except WorkerError as error:
             failed = True
-            print(f"{name} failed. {error}", file=sys.stderr)
+            print(f"{workload.name} failed. {error}", file=sys.stderr)
             continue
         comparisons.append(result)
         failed |= any(map(result.too_large, result.errors))

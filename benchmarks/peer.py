@@ -1,4 +1,4 @@
-"""One side of the comparison in `kernels.py`: a process that times one library.
+"""One side of the comparisons in `kernels.py` and `compile.py`: it times one library.
 
 The two libraries need different versions of JAX, so that they cannot share a process.
 This file runs under either interpreter and needs nothing but the standard library,
@@ -39,7 +39,8 @@ class Workload:
     The hidden layers are dense if an input of shape `shape` is a vector, 3x3
     convolutions if it is an image. Each of the `depth` hidden layers ends in a ReLU.
     `n` is the number of examples on either side of the kernel, and `batch` what
-    `--mode batch` divides it into.
+    `--mode batch` divides it into. If `residual`, it is a wide residual network of
+    `depth` convolutions instead, ten times as wide as the narrowest one.
     """
 
     name: str
@@ -49,12 +50,13 @@ class Workload:
     head: str | None
     out_size: int
     batch: int
+    residual: bool = False
 
     def small(self) -> "Workload":
         """Returns the same kind of network, of a size to be done in seconds."""
         n = min(self.n, 4 if self.head else 50)
         shape = tuple(min(size, 8) for size in self.shape[:-1]) + self.shape[-1:]
-        depth = min(self.depth, 3)
+        depth = min(self.depth, 10 if self.residual else 3)
         batch = max(1, n // 2)
         return dataclasses.replace(self, n=n, shape=shape, depth=depth, batch=batch)
 
@@ -66,6 +68,18 @@ WORKLOADS = {
         Workload("cnn21-flatten", 32, (32, 32, 3), 21, "Flatten", 10, 16),
         Workload("cnn21-gap-32", 2, (32, 32, 3), 21, "GlobalAvgPool", 10, 1),
         Workload("cnn21-gap-8", 16, (8, 8, 3), 21, "GlobalAvgPool", 10, 8),
+    )
+}
+
+
+# Of `compile.py`: deep networks and few examples, so that running them takes little time.
+DEEP = {
+    workload.name: workload
+    for workload in (
+        Workload("wrn28-8", 2, (8, 8, 3), 28, None, 10, 1, residual=True),
+        Workload("wrn28-32", 1, (32, 32, 3), 28, None, 10, 1, residual=True),
+        Workload("cnn100-flatten-32", 2, (32, 32, 3), 100, "Flatten", 10, 1),
+        Workload("cnn100-gap-8", 2, (8, 8, 3), 100, "GlobalAvgPool", 10, 1),
     )
 }
 
@@ -93,7 +107,10 @@ def _layers(library: Any, workload: Workload) -> list[Any]:
 def _infinitenet(workload: Workload) -> KernelFn:
     """Returns the kernel as `infinitenet` computes it. It compiles by itself."""
     inn = importlib.import_module("infinitenet")
-    net = inn.Sequential(_layers(inn, workload))
+    if workload.residual:
+        net = inn.WideResNet(workload.depth, 10, workload.out_size)
+    else:
+        net = inn.Sequential(_layers(inn, workload))
 
     def run(x1: Any, x2: Any) -> tuple[Any, Any]:
         inputs = (x1,) if x2 is None else (x1, x2)
@@ -103,6 +120,28 @@ def _infinitenet(workload: Workload) -> KernelFn:
     return run
 
 
+def _wide_resnet(stax: Any, workload: Workload) -> Any:
+    """Returns `infinitenet.WideResNet` in terms of the other library."""
+
+    def conv(width: int, strides: tuple[int, int] = (1, 1)) -> Any:
+        return stax.Conv(width, (3, 3), strides, padding="SAME")
+
+    def block(first: Any, shortcut: Any, width: int) -> Any:
+        branch = stax.serial(stax.Relu(), first, stax.Relu(), conv(width))
+        branches = stax.parallel(branch, shortcut)
+        return stax.serial(stax.FanOut(2), branches, stax.FanInSum())
+
+    layers = [conv(16)]
+    for width, strides in ((160, (1, 1)), (320, (2, 2)), (640, (2, 2))):
+        first = conv(width, strides)
+        others = (workload.depth - 4) // 6 - 1
+        layers += [
+            block(first, first, width),
+            *[block(conv(width), stax.Identity(), width)] * others,
+        ]
+    return stax.serial(*layers, stax.GlobalAvgPool(), stax.Dense(workload.out_size))
+
+
 def _neural_tangents(workload: Workload, mode: str) -> KernelFn:
     """Returns the kernel as `neural_tangents` computes it: compiled, or as it comes.
 
@@ -110,7 +149,10 @@ def _neural_tangents(workload: Workload, mode: str) -> KernelFn:
     """
     jax = importlib.import_module("jax")
     nt = importlib.import_module("neural_tangents")
-    _, _, kernel_fn = nt.stax.serial(*_layers(nt.stax, workload))
+    if workload.residual:
+        _, _, kernel_fn = _wide_resnet(nt.stax, workload)
+    else:
+        _, _, kernel_fn = nt.stax.serial(*_layers(nt.stax, workload))
     if mode != "eager":
         kernel_fn = jax.jit(kernel_fn, static_argnames="get")
     if mode == "batch":

@@ -30,7 +30,7 @@ def _check_sizes(function: str, **sizes: int) -> None:
 
 def _repeated(layers: Sequence[AbstractLayer], times: int) -> list[AbstractLayer]:
     """A loop, of which the time to compile is that of one of its steps."""
-    block = Sequential(layers)
+    block = layers[0] if len(layers) == 1 else Sequential(layers)
     return [Repeat(block, times)] if times > 1 else [block] * times
 
 
@@ -197,18 +197,15 @@ def WideResNet(
             parameterization=parameterization,
         )
 
-    def group(channels: int, strides: Sequence[int]) -> list[AbstractLayer]:
-        branch = lambda *strides: Sequential(
-            [Relu(), conv(channels, *strides), Relu(), conv(channels)]
-        )
-        first = Residual(branch(strides), conv(channels, strides))
-        return [first, *_repeated([Residual(branch())], n - 1)]
+    def group(channels: int, strides: Sequence[int] | None) -> list[AbstractLayer]:
+        layers = [Relu(), conv(channels)]
+        first = Sequential([Relu(), conv(channels, strides), *layers])
+        # A loop in a loop: the same layers twice would be compiled twice.
+        other = Residual(Repeat(Sequential(layers), 2))
+        shortcut = conv(channels, strides)
+        return [Residual(first, shortcut), *_repeated([other], n - 1)]
 
-    groups = [
-        *group(16 * k, (1, 1)),
-        *group(32 * k, (2, 2)),
-        *group(64 * k, (2, 2)),
-    ]
+    groups = [*group(16 * k, None), *group(32 * k, (2, 2)), *group(64 * k, (2, 2))]
     last = Dense(num_classes, parameterization=parameterization)
     return Sequential([conv(16), *groups, GlobalAvgPool(), last])
 

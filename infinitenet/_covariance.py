@@ -55,7 +55,11 @@ class Covariance(eqx.Module):
         # A matrix product, as `sum(x1 * x2)` would be several times slower under `vmap`.
         # Nothing less than full precision will do: angles are sensitive to it.
         if pairs == Pairs.ALL:
-            k = jnp.tensordot(x1, x2, (-1, -1), precision=lax.Precision.HIGHEST)
+            # Of matrices, as then axes of batches are where all layers have them. If they
+            # were elsewhere at first, some layers would be compiled once more for that.
+            a, b = (x.reshape(-1, x.shape[-1]) for x in (x1, x2))
+            k = jnp.tensordot(a, b, (-1, -1), precision=lax.Precision.HIGHEST)
+            k = k.reshape(x1.shape[:-1] + x2.shape[:-1])
         else:
             k = jnp.vecdot(x1, x2, precision=lax.Precision.HIGHEST)
         return Covariance(k / x1.shape[-1], pairs)
