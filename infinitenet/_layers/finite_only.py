@@ -1,6 +1,5 @@
 """Layers that have no kernel in closed form: for finite networks."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from .._hyperparameters import (
 from .._inputs import Inputs
 from .._layer import AbstractLayer
 from .._path import LayerError
+from .._signal import Signal
 from .._window import Window
 
 
@@ -39,6 +39,11 @@ class AbstractFiniteOnly(AbstractLayer):
 
     def infinite(self, kernel):
         raise self._no_kernel()
+
+
+def _any(signal: Signal, shape: tuple[int, ...]) -> Signal:
+    """Whatever follows may have it: conditions are those of kernels, and there are none."""
+    return signal.affine(shape)
 
 
 class MaxPool(AbstractFiniteOnly):
@@ -68,7 +73,7 @@ class MaxPool(AbstractFiniteOnly):
         if problem is not None:
             raise LayerError(self, f"{problem}.")
         shape = (*self.window.out_shape(signal.spatial), signal.channels)
-        return dataclasses.replace(signal.nonlinear(), shape=shape)
+        return _any(signal, shape)
 
     def __call__(self, x, *, key=None):
         del key
@@ -125,7 +130,7 @@ class BatchNorm(AbstractFiniteOnly):
         check_scale(self, "eps", self.eps)
 
     def check(self, signal):
-        return signal.nonlinear()
+        return _any(signal, signal.shape)
 
     def __call__(self, x, *, key=None):
         return self.carry(Inputs(x), key=key).array
@@ -193,7 +198,7 @@ class Softmax(AbstractFiniteOnly):
 
     def check(self, signal):
         _check_axes(self, self.axis, len(signal.shape))
-        return signal.nonlinear()
+        return _any(signal, signal.shape)
 
     def __call__(self, x, *, key=None):
         return self.carry(Inputs(x), key=key).array
@@ -214,7 +219,7 @@ class LogSoftmax(AbstractFiniteOnly):
 
     def check(self, signal):
         _check_axes(self, self.axis, len(signal.shape))
-        return signal.nonlinear()
+        return _any(signal, signal.shape)
 
     def __call__(self, x, *, key=None):
         return self.carry(Inputs(x), key=key).array
