@@ -6,6 +6,7 @@ from ._architectures import (
     FullyConnected as FullyConnected,
     LeNet as LeNet,
     Myrtle as Myrtle,
+    TransformerEncoderBlock as TransformerEncoderBlock,
     WideResNet as WideResNet,
 )
 from ._comparison import (

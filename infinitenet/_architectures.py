@@ -11,8 +11,10 @@ import numpy as np
 from ._custom_types import Scalar
 from ._layer import AbstractLayer
 from ._layers.affine import Conv, Dense
+from ._layers.attention import SelfAttention
 from ._layers.branches import Residual
 from ._layers.flatten import Flatten
+from ._layers.normalisation import LayerNorm
 from ._layers.pointwise import Relu
 from ._layers.pooling import AvgPool, GlobalAvgPool
 from ._layers.repeat import Repeat
@@ -272,7 +274,7 @@ def LeNet(
     """Two 5x5 convolutions, each followed by average pooling by two, and dense layers.
 
     Of 6 k and 16 k channels, then 120 k and 84 k. For inputs of shape `(height, width,
-    channels)`, of at least 10x10 and commonly 28x28. Outputs are of shape `(num_classes,)`.
+    channels)`, of at least 12x12 and commonly 28x28. Outputs are of shape `(num_classes,)`.
 
     **Arguments:**
 
@@ -310,3 +312,62 @@ def LeNet(
             Dense(num_classes, **options),
         ]
     )
+
+
+def TransformerEncoderBlock(
+    width: int,
+    n_heads: int,
+    mlp_width: int | None = None,
+    nonlinearity: AbstractLayer = Relu(),  # noqa: B008
+    *,
+    W_std: Scalar = 2**0.5,
+    b_std: Scalar | None = None,
+    eps: Scalar = 1e-12,
+    **attention: Any,
+) -> Sequential:
+    """Attention and a network of one hidden layer, each within a residual branch.
+
+    Either branch begins with [`infinitenet.LayerNorm`][]. Inputs and outputs are of shape
+    `(*spatial, width)`, so that blocks may follow each other, or be repeated. Inputs must
+    be Gaussian, so the first block comes after a `Dense` or a `Conv`, which embeds tokens.
+
+    !!! example
+
+        ```python
+        block = inn.TransformerEncoderBlock(64, 8)
+        net = inn.Sequential(
+            [inn.Dense(64), inn.Repeat(block, 6), inn.GlobalAvgPool(), inn.Dense(10)]
+        )
+        ```
+
+    **Arguments:**
+
+    - `width`: number of channels of the input, and of the output.
+    - `n_heads`: number of heads. Keys and values of each are of size `width / n_heads`,
+        rounded up, unless told otherwise.
+    - `mlp_width`: number of hidden channels, 4 times `width` by default.
+    - `nonlinearity`: after the hidden layer.
+    - `W_std`, `b_std`: of both dense layers, as for [`infinitenet.Dense`][].
+    - `eps`: added to the variance by [`infinitenet.LayerNorm`][].
+    - `attention`: further arguments of [`infinitenet.SelfAttention`][], such as `W_key_std`
+        and `pos_emb_type`.
+
+    **Returns:** an [`infinitenet.Sequential`][].
+
+    **Raises:** `ValueError` for arguments that make no sense.
+
+    ??? cite "Reference"
+        Vaswani et al., Attention is All You Need, NeurIPS 2017: section 3.1.
+        Xiong et al., On Layer Normalization in the Transformer Architecture, ICML 2020:
+        section 3.1, normalisation within the branch.
+        Hron et al., Infinite attention, ICML 2020: the infinite width.
+    """
+    mlp_width = 4 * width if mlp_width is None else mlp_width
+    sizes = {"width": width, "n_heads": n_heads, "mlp_width": mlp_width}
+    _check_sizes("TransformerEncoderBlock", **sizes)
+    size = -(-width // n_heads)
+    attention = {"n_chan_key": size, "n_chan_val": size, **attention}
+    attend = SelfAttention(width, n_heads=n_heads, **attention)
+    mlp = [Dense(mlp_width, W_std, b_std), nonlinearity, Dense(width, W_std, b_std)]
+    branches = [Sequential([LayerNorm(eps=eps), *layers]) for layers in ([attend], mlp)]
+    return Sequential([Residual(branch) for branch in branches])
