@@ -21,8 +21,9 @@ _FLAT = 64
 # derivatives there only from larger arguments.
 _FLAT_BELOW = 16
 
-# Steps are no longer, so that the search sees what lies on the way.
+# Steps are no longer, nor do they grow faster, so that the search sees what is on its way.
 _MAX_STEP = 4.0
+_GROWTH = 4
 
 # Bisection alone would take fewer.
 _MAX_ITERATIONS = 200
@@ -52,6 +53,8 @@ def flow_limit(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""Where $\dot x = f(x)$ leads to: the first root in the direction of $f$ at the start.
 
+    If $x + f(x)$ increases, iteration of it leads there too.
+
     Steps are those of Newton while the function falls. These do not jump across a root of
     a convex function, and of others they find a bracket, in which they are safeguarded by
     bisection. It may be differentiated, as often as `fn`, by the implicit function theorem.
@@ -69,7 +72,7 @@ def flow_limit(
     def tangent_solve(linear, y):
         slope = linear(jnp.ones_like(y))
         # At a double root, and where there is none, the derivative is not defined.
-        regular = jnp.isfinite(slope) & (slope != 0) & jnp.isfinite(y)
+        regular = jnp.isfinite(slope) & (slope != 0)
         return jnp.where(regular, y / jnp.where(regular, slope, 1), 0)
 
     solve = lambda fn, start: _search(fn, start, low, high)
@@ -130,9 +133,9 @@ def _proposal(state, value, slope, limit):
     newton = jnp.where(falls, -value / jnp.where(falls, slope, 1), jnp.inf)
     # No bracket yet. A plain step does not cross a root of `x + fn(x)` that increases.
     plain = jnp.where(jnp.isfinite(value), value, jnp.inf)
-    march = jnp.minimum(jnp.where(falls, newton, 2 * last), _MAX_STEP)
-    march = jnp.minimum(jnp.maximum(march, plain), _MAX_STEP)
-    march = jnp.minimum(march, limit - ahead)
+    march = jnp.where(falls, newton, 2 * last)
+    march = jnp.maximum(jnp.minimum(march, _GROWTH * last), plain)
+    march = jnp.minimum(march, jnp.minimum(_MAX_STEP, limit - ahead))
     # In a bracket, steps must get smaller.
     inside = (ahead + newton > lower) & (ahead + newton < upper)
     inside &= jnp.abs(newton) <= jnp.abs(last) / 2

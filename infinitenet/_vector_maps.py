@@ -206,4 +206,6 @@ def correlation_map(
     # With room for rounding, as correlations are quotients.
     beyond = lambda c: ~jnp.all(jnp.abs(c) <= 1 + 16 * jnp.finfo(c.dtype).eps)
     c = guard(c, beyond, lambda c: f"{message} It is {c}.", message)
+    shape = jnp.broadcast_shapes(c.shape, q1.shape, q2.shape)
+    c, q1, q2 = (jnp.broadcast_to(each, shape) for each in (c, q1, q2))
     return _vector_correlation(net, _width_for(net, c.dtype, _check_output), c, q1, q2)
