@@ -157,7 +157,8 @@ def _sandwich(A, k, B):
 
 
 def _affine(layer, state):
-    n, standard = len(state.nngp), isinstance(layer.parameterization, _standard)
+    standard = layer.parameterization
+    s_in, s_out = standard.s if isinstance(standard, _standard) else (1, 1)
     v, b = float(layer.W_std) ** 2, float(layer.b_std or 0) ** 2
     fan_in, out = state.channels, state.spatial
     taps = np.eye(math.prod(out))[None]
@@ -168,13 +169,12 @@ def _affine(layer, state):
         missing = _missing_after(layer, state)
     mean = lambda k: np.mean([np.einsum("ap,ijpq,bq->ijab", A, k, A) for A in taps], 0)
     K, T = mean(state.nngp), mean(state.ntk)
-    s_in, s_out = layer.parameterization.s if standard else (1, 1)
     nngp = v * K + b
-    ntk = fan_in / s_in * K + (layer.b_std is not None) if standard else nngp
-    ntk = ntk + v * T
+    ntk = nngp + v * T
+    if isinstance(standard, _standard):
+        ntk = fan_in / s_in * K + v * T + (layer.b_std is not None)
     if isinstance(layer, inn.ConvLocal):
         nngp, ntk = (k * np.eye(k.shape[-1]) for k in (nngp, ntk))
-    assert nngp.shape[0] == n
     channels = s_out * layer.width
     return state.after(nngp=nngp, ntk=ntk, spatial=out, channels=channels, missing=missing)
 
@@ -258,63 +258,58 @@ def _inputs(x, missing=None, pattern=None):
     return _State(nngp, zeros, tuple(spatial), channels, missing, patterns)
 
 
-def _forward(layer, x, missing):
-    """One example, as a matrix of positions and channels, with its shape of positions."""
-    spatial, x = x
+def _affine_forward(layer, spatial, x):
+    assert layer.weights is not None
+    W, b = np.asarray(layer.weights.W), layer.weights.b
+    out, taps = spatial, np.eye(len(x))[None]
+    if not isinstance(layer, inn.Dense):
+        out, taps = _taps(layer, spatial)
+    W = W.reshape(-1, len(taps), *W.shape[-2:])  # One, or one of each output.
+    W = np.broadcast_to(W, (taps.shape[1], *W.shape[1:]))
+    z = np.einsum("dop,pc,odcn->on", taps, x, W)
+    scale, b_scale = float(layer.W_std) / math.sqrt(len(taps) * x.shape[1]), layer.b_std
+    if isinstance(layer.parameterization, _standard):
+        scale, b_scale = layer.parameterization.s[0] ** -0.5, 1
+    biases = (
+        0
+        if b is None or b_scale is None
+        else float(b_scale) * np.reshape(b, (-1, b.shape[-1]))
+    )
+    return out, scale * z + biases
+
+
+def _layer_norm_forward(layer, spatial, x, missing):
+    x = x.reshape(*spatial, -1)
+    axes = tuple(axis % x.ndim for axis in layer.axis)
+    where = np.broadcast_to(~missing.reshape(*spatial, 1), x.shape)
+    options = {"axis": axes, "keepdims": True, "where": where}
+    mean, variance = np.mean(x, **options), np.var(x, **options)
+    return ((x - mean) / np.sqrt(variance + layer.eps)).reshape(len(missing), -1)
+
+
+def _forward(layer, spatial, x, missing, pattern):
+    """One example, as a matrix of positions and channels: its new shape, and its value."""
     match layer:
         case inn.AbstractAffine():
-            W, b = np.asarray(layer.weights.W), layer.weights.b
-            standard = isinstance(layer.parameterization, _standard)
-            taps = np.eye(len(x))[None]
-            out = spatial
-            if not isinstance(layer, inn.Dense):
-                out, taps = _taps(layer, spatial)
-            W = W.reshape(-1, len(taps), *W.shape[-2:])  # One, or one of each output.
-            W = np.broadcast_to(W, (taps.shape[1], *W.shape[1:]))
-            z = np.einsum("dop,pc,odcn->on", taps, x, W)
-            fan_in = len(taps) * x.shape[1]
-            scale = (
-                layer.parameterization.s[0] ** -0.5
-                if standard
-                else layer.W_std / fan_in**0.5
-            )
-            z = float(scale) * z
-            if b is not None:
-                z += (1 if standard else float(layer.b_std)) * np.reshape(
-                    b, (-1, b.shape[-1])
-                )
-            return out, z
+            return _affine_forward(layer, spatial, x)
         case inn.Relu():
             return spatial, np.maximum(x, 0)
         case inn.LayerNorm():
-            x = x.reshape(*spatial, -1)
-            axes = tuple(axis % x.ndim for axis in layer.axis)
-            where = np.broadcast_to(~missing.reshape(*spatial, 1), x.shape)
-            options = {"axis": axes, "keepdims": True, "where": where}
-            mean, variance = np.mean(x, **options), np.var(x, **options)
-            return spatial, ((x - mean) / np.sqrt(variance + layer.eps)).reshape(
-                len(missing), -1
-            )
-    return None
+            return spatial, _layer_norm_forward(layer, spatial, x, missing)
+    out, A = _linear(layer, spatial, pattern)
+    return out, A @ x
 
 
 def _call(net, state, x):
     """Of a finite network on all inputs."""
-    n = len(x)
-    each = [x.reshape(n, -1, x.shape[-1])[i] * ~state.missing[i, :, None] for i in range(n)]
+    arrays = np.where(state.missing[..., None], 0, x.reshape(*state.missing.shape, -1))
     for layer in net.layers:
-        missing, spatial = _missing_after(layer, state), state.spatial
-        for i in range(n):
-            out = _forward(layer, (spatial, each[i]), state.missing[i])
-            if out is None:
-                out_spatial, A = _linear(layer, spatial, state.patterns[i])
-                out = out_spatial, A @ each[i]
-            each[i] = np.where(missing[i, :, None], 0, out[1])
-        empty = np.zeros((n, n, *2 * missing.shape[1:]))
-        state = dataclasses.replace(
-            state, missing=missing, spatial=out[0], nngp=empty, ntk=empty
-        )
-    return np.stack(each).reshape(n, *state.spatial, -1)
+        each = zip(arrays, state.missing, state.patterns, strict=True)
+        outs = [_forward(layer, state.spatial, *one) for one in each]
+        missing = _missing_after(layer, state)
+        arrays = np.where(missing[..., None], 0, np.stack([z for _, z in outs]))
+        state = dataclasses.replace(state, missing=missing, spatial=outs[0][0])
+    return arrays.reshape(len(x), *state.spatial, -1)
 
 
 #
@@ -648,73 +643,6 @@ def test_repeated_convolutions():
     got, want = (run_once(pair, inn.Sequential(net), x) for net in nets)
     np.testing.assert_allclose(got.nngp.array, want.nngp.array, rtol=1e-11)
     np.testing.assert_allclose(got.ntk.array, want.ntk.array, rtol=1e-11)
-
-
-#
-# Finite networks only
-#
-
-
-def test_max_pool():
-    x = _normal(0, 5, 4, 2) - 5
-    missing = np.random.default_rng(0).random((5, 4)) < 0.3
-    for padding in ("VALID", "SAME", "CIRCULAR"):
-        layer = inn.MaxPool((3, 2), (1, 2), padding)
-        pool = inn.AvgPool((3, 2), (1, 2), padding)
-        out, taps = _taps(pool, (5, 4))
-        seen = taps.sum(0) > 0
-        for mask in (np.zeros((5, 4), bool), missing):
-            some = seen & ~mask.reshape(-1)
-            each = np.where(some[..., None], x.reshape(1, -1, 2), -np.inf).max(1)
-            centre = taps[2] @ mask.reshape(-1) > 0
-            want = np.where(centre[:, None], 0, each).reshape(*out, 2)
-            got = layer.carry(inn.Inputs(x, missing=mask))
-            np.testing.assert_allclose(got.array, want, rtol=1e-14)
-
-
-def test_batch_norm():
-    x, missing = _normal(0, 6, 3, 2), np.random.default_rng(0).random((6, 3)) < 0.3
-    layer = inn.BatchNorm("batch", 0.1)
-    for mask in (np.zeros((6, 3), bool), missing):
-        inputs = inn.Inputs(x, missing=mask)
-        got = jax.vmap(layer.carry, axis_name="batch")(inputs).array
-        present = x[~mask]
-        want = (x - present.mean(0)) / np.sqrt(present.var(0) + 0.1)
-        np.testing.assert_allclose(got, np.where(mask[..., None], 0, want), atol=1e-13)
-    with pytest.raises(inn.LayerError, match="axis_name='batch'"):
-        layer(jnp.ones((3, 2)))
-
-
-def test_softmax():
-    x, missing = _normal(0, 3, 2), np.array([False, True, False])
-    e = np.exp(x)
-    np.testing.assert_allclose(inn.Softmax()(x), e / e.sum(1, keepdims=True), rtol=1e-13)
-    want = np.log(e / e.sum(0))
-    np.testing.assert_allclose(inn.LogSoftmax(0)(x), want, rtol=1e-13)
-    inputs = inn.Inputs(x, missing=missing)
-    some = np.where(missing[:, None], 0, e)
-    got = inn.Softmax((0, 1)).carry(inputs).array
-    np.testing.assert_allclose(got, some / some.sum(), rtol=1e-13)
-    got = inn.LogSoftmax(0).carry(inputs).array
-    with np.errstate(divide="ignore"):
-        want = np.where(missing[:, None], 0, np.log(some / some.sum(0)))
-    np.testing.assert_allclose(got, want, rtol=1e-13)
-
-
-_finite_only = [inn.MaxPool(2), inn.BatchNorm(), inn.Softmax(), inn.LogSoftmax()]
-
-
-@pytest.mark.parametrize("layer", _finite_only, ids=repr)
-def test_finite_only(layer):
-    """They are drawn with whatever follows; kernels are refused before they are begun."""
-    net = inn.Sequential([inn.Conv(3, 2), layer, inn.Relu(), inn.Dense(1)])
-    x = jnp.ones((2, 6, 2))
-    drawn = net.init(jr.key(0), x[0])
-    assert jax.vmap(drawn, axis_name="batch")(x).shape[0] == 2
-    match = r"layers\[1\] .* has no kernel in closed form.*monte_carlo_gram"
-    for fn in (lambda: inn.gram(net, x), lambda: net.kernel(x[0])):
-        with pytest.raises(inn.LayerError, match=match):
-            fn()
 
 
 #

@@ -64,6 +64,14 @@ _networks = {
         inn.Dense(4, 0.4, 0.2),
         inn.Monomial(2),
     ],
+    "quadrature": [
+        inn.Dense(4, 1.1, 0.2),
+        inn.Tanh(),
+        inn.Dense(4, 1.3, 0.1),
+        inn.Elu(1.3),
+        inn.Dense(4, 1.2, 0.1),
+        inn.HardTanh(),
+    ],
     "sign": [inn.Dense(4, 1.1, 0.2), inn.Sign(), inn.Dense(4, 1.2)],
     "avg_pool": [
         inn.Conv(4, (3,), padding="CIRCULAR", W_std=1.1, b_std=0.2),
@@ -87,6 +95,19 @@ _networks = {
         inn.Repeat(inn.Sequential([inn.Relu(), inn.Dense(4, 1.2, 0.1)]), 3),
     ],
     "attention": [inn.Dense(4, 1.1, 0.2), _attention(), inn.Relu()],
+    "linear": [
+        inn.ConvTranspose(4, (2,), (2,), "VALID", 1.1, 0.2),
+        inn.LayerNorm((0, -1), 0.3),
+        inn.Relu(),
+        inn.Dropout(0.8),
+        inn.DotGeneral(rhs=0.7),
+        inn.ImageResize(5, "linear"),
+        inn.Index(inn.Slice[1:]),
+        inn.ConvLocal(4, (2,), W_std=1.2, b_std=0.3),
+        inn.Relu(),
+        inn.SumPool(2),
+        inn.GlobalSumPool(),
+    ],
     "sqrt_attention": [
         inn.Dense(4, 1.1, 0.2),
         _attention(linear_scaling=False, attention_mechanism="IDENTITY"),
@@ -293,4 +314,7 @@ def test_no_layer_is_left_out():
         and issubclass(value, inn.AbstractLayer)
         and not name.startswith("Abstract")
     }
+    # Without kernels; and those which need a graph: tests/test_linear_layers.py.
+    exported -= {"BatchNorm", "LogSoftmax", "MaxPool", "Softmax"}
+    exported -= {"Aggregate", "SparseAggregate"}
     assert exported == tested

@@ -34,7 +34,9 @@ def _to_constant(value: Any) -> Array | None:
 
 
 def _to_numbers(value: Any) -> DimensionNumbers:
-    return tuple(tuple(map(to_sizes, pair)) for pair in value)
+    contracted, batch = (tuple(map(to_sizes, pair)) for pair in value)
+    (left, right), (left_batch, right_batch) = contracted, batch
+    return (left, right), (left_batch, right_batch)
 
 
 class DotGeneral(AbstractLayer):
