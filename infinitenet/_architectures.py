@@ -3,6 +3,7 @@
 Layers are immutable, so that they may be default values of arguments.
 """
 
+import functools as ft
 from collections.abc import Sequence
 from typing import Any
 
@@ -188,23 +189,19 @@ def WideResNet(
             f"it is {depth}."
         )
 
-    def conv(channels: int, strides: Sequence[int] | None = None) -> Conv:
-        return Conv(
-            channels,
-            (3, 3),
-            strides,
-            "SAME",
-            W_std,
-            b_std,
-            parameterization=parameterization,
-        )
+    options: dict[str, Any] = {
+        "W_std": W_std,
+        "b_std": b_std,
+        "parameterization": parameterization,
+    }
+    conv = ft.partial(Conv, filter_shape=(3, 3), padding="SAME", **options)
 
     def group(channels: int, strides: Sequence[int] | None) -> list[AbstractLayer]:
         layers = [Relu(), conv(channels)]
-        first = Sequential([Relu(), conv(channels, strides), *layers])
+        first = Sequential([Relu(), conv(channels, strides=strides), *layers])
         # A loop in a loop: the same layers twice would be compiled twice.
         other = Residual(Repeat(Sequential(layers), 2))
-        shortcut = conv(channels, strides)
+        shortcut = conv(channels, strides=strides)
         return [Residual(first, shortcut), *_repeated([other], n - 1)]
 
     groups = [*group(16 * k, None), *group(32 * k, (2, 2)), *group(64 * k, (2, 2))]
