@@ -12,7 +12,8 @@ import infinitenet
 _examples = pathlib.Path(__file__).resolve().parents[1] / "examples"
 
 
-def test_quickstart(tmp_path):
+def _run(name, tmp_path):
+    """What an example prints, which draws a figure of its own name and nothing else."""
     # The same `infinitenet` as this process: installed, or the one of the repository.
     package = pathlib.Path(infinitenet.__file__).resolve().parents[1]
     output = tmp_path / "new" / "folder"
@@ -20,7 +21,7 @@ def test_quickstart(tmp_path):
         [
             sys.executable,
             "-P",
-            str(_examples / "quickstart.py"),
+            str(_examples / f"{name}.py"),
             "--quick",
             "--output",
             str(output),
@@ -32,11 +33,23 @@ def test_quickstart(tmp_path):
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    figure = (output / "quickstart.png").read_bytes()
+    figure = (output / f"{name}.png").read_bytes()
     assert figure.startswith(b"\x89PNG") and len(figure) > 10_000
-    assert [p.name for p in tmp_path.rglob("*.*")] == ["quickstart.png"]
-    # The z-scores at eight times and of all, and the accuracies at two sizes.
-    assert len(re.findall(r"^ +[\d.]+( +[-\d.]+){5}$", done.stdout, re.MULTILINE)) == 8
-    rows = re.findall(r"^.*(?:SVM|NNGP|NTK)(?: +\d+\.\d){2}$", done.stdout, re.MULTILINE)
-    assert len(rows) == 7
+    assert [p.name for p in tmp_path.rglob("*.*")] == [f"{name}.png"]
     assert "nan" not in done.stdout
+    return done.stdout
+
+
+def test_quickstart(tmp_path):
+    out = _run("quickstart", tmp_path)
+    # The z-scores at eight times and of all, and the accuracies at two sizes.
+    assert len(re.findall(r"^ +[\d.]+( +[-\d.]+){5}$", out, re.MULTILINE)) == 8
+    rows = re.findall(r"^.*(?:SVM|NNGP|NTK)(?: +\d+\.\d){2}$", out, re.MULTILINE)
+    assert len(rows) == 7
+
+
+def test_phase_diagram(tmp_path):
+    out = _run("phase_diagram", tmp_path)
+    # The edge of chaos, and the correlation in a deep network.
+    assert re.search(r"^Erf +0\.8862( +\d\.\d{4}){3}$", out, re.MULTILINE)
+    assert "0.091175 in the limit" in out
