@@ -145,7 +145,10 @@ class DotGeneral(AbstractLayer):
             return k12.transform(left, left)
 
         needs = Pairs.ALL if self._sums() else Pairs.SAME
-        return kernel.propagate(product, needs=needs, mask=self.mask)
+        out = kernel.propagate(product, needs=needs, mask=self.mask)
+        # Positions may be made, each with a variance of its own.
+        uniform = out.uniform and not out.nngp.spatial
+        return dataclasses.replace(out, uniform=uniform)
 
 
 DotGeneral.__init__.__doc__ = """**Arguments:**
