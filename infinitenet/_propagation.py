@@ -109,7 +109,8 @@ def signal_propagation(block: AbstractLayer, q: ArrayLike = 1.0) -> SignalPropag
     $$
 
     If $\chi_1 < 1$ then $c^* = 1$. Otherwise it is less than that: a limit in which inputs
-    of any correlation are equally far from one another.
+    of any correlation are equally far from one another. It is less in any case if the block
+    is noisy, as with `Dropout`.
 
     If $V$ has several fixed points, the one found is that to which `q` leads: the next
     larger one if $V(q) > q$, the next smaller one if $V(q) < q$. If all variances are fixed

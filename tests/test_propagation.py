@@ -295,6 +295,21 @@ def test_deep_kernels():
     _close(k, want, 1e-10)
 
 
+def test_noise():
+    # Of dropout, which adds to variances alone, so that even copies become different.
+    W_std, b_std, rate = 1.1, 0.3, 0.8
+    layers = [inn.Erf(), inn.Dropout(rate), inn.Dense(1, W_std, b_std)]
+    out = inn.signal_propagation(inn.Sequential(layers))
+    q, c = 1.0, 0.0
+    for _ in range(500):
+        k = W_std**2 * _erf_dual(q, c * q, q) + b_std**2
+        q = W_std**2 * _erf_dual(q, q, q) / rate + b_std**2
+        c = k / q
+    _close(out.q, q)
+    _close(out.c, c)
+    assert out.phase == inn.Phase.ORDERED and out.c < 1
+
+
 def test_no_nans():
     W_stds, b_stds = np.array([0.0, 0.7, 1.0, 3.0, 30.0]), np.array([0.0, 1e-3, 3.0])
     out = inn.phase_diagram(inn.Gabor(), W_stds, b_stds)
