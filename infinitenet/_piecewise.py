@@ -8,7 +8,7 @@ from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
 from ._polar import arcs, legendre
-from ._special import dense, roots, sum_known
+from ._special import dense, roots, snapped_root, sum_known
 
 
 # Nodes, and the least distance to which they are dense.
@@ -21,8 +21,9 @@ def clip_moments(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""$E[\phi(u) \phi(v)]$ and $E[\phi'(u) \phi'(v)]$.
 
-    For $\phi(x) = \max(-1, \min(x, 1))$. The second derivative of $\phi$ are masses at -1 and 1. Hence with the joint density
-    $p$ of $u, v$, as a function of the covariance $t$ too, the second one's derivative is
+    For $\phi(x) = \max(-1, \min(x, 1))$. The second derivative of $\phi$ are masses at -1
+    and 1. Hence with the joint density $p$ of $u, v$, as a function of the covariance $t$
+    too, the second one's derivative is
 
     $$
     g(t) = 2 p(1, 1; t) - 2 p(1, -1; t),
@@ -34,6 +35,8 @@ def clip_moments(
     (s1, r1), (s2, r2) = roots(q1), roots(q2)
     s, r = s1 * s2, r1 * r2
     c = jnp.clip(jnp.abs(k) * r, 0, 1)
+    sine_c, _ = _sine(c)
+    c = jnp.where(sine_c > 0, c, 1)
     _, start = arcs(c)
     # Densities change where `b` is about as large as this.
     difference = jnp.abs(r1 - r2)
@@ -43,18 +46,17 @@ def clip_moments(
     def add(sums, node):
         x, w = node
         shift = layer * jnp.expm1(log * x)
-        b = start + shift
-        cosine, sine = jnp.cos(b), jnp.sin(b)
-        # Of (1 / q1 + 1 / q2 - 2 cos b / s) / (2 sin(b)^2), without cancellation.
-        apart = difference / jnp.where(sine > 0, sine, 1)
-        apart = apart * apart / 2
-        same = jnp.exp(-apart - r / (1 + cosine))
-        # -2 cos b of the other signs, instead: 4 cos b / (2 s sin(b)^2) more.
-        sine2 = jnp.where(sine > 0, sine * sine, 1)
-        other = jnp.exp(-apart - r / (1 + cosine) - 2 * cosine * r / sine2)
-        weight = w * log * (shift + layer) * (same - other) / np.pi
-        # c - cos b = 2 sin((b + start) / 2) sin((b - start) / 2)
-        gap = 2 * jnp.sin((b + start) / 2) * jnp.sin(shift / 2)
+        half_sine, half_cosine = jnp.sin(shift / 2), jnp.cos(shift / 2)
+        # c - cos b for b = arccos(c) + shift, without cancellation; and sin b.
+        gap = 2 * half_sine * (c * half_sine + sine_c * half_cosine)
+        cosine = c - gap
+        sine = sine_c + 2 * half_sine * (c * half_cosine - sine_c * half_sine)
+        inverse = 1 / jnp.where(sine > 0, sine, 1)
+        # Of (1 / q1 + 1 / q2 -+ 2 cos b / s) / (2 sin(b)^2), likewise.
+        apart = difference * inverse
+        exponent = apart * apart / 2 + r / (1 + cosine)
+        other = jnp.expm1(-2 * cosine * r * inverse * inverse)
+        weight = -w * log * (shift + layer) * jnp.exp(-exponent) * other / np.pi
         return (sums[0] + gap * weight, sums[1] + weight), None
 
     nodes = tuple(jnp.asarray(a, k.dtype) for a in legendre(_NODES))
@@ -74,6 +76,14 @@ def _density(r: Array) -> Array:
     return r * jnp.exp(-r * r / 2) * (2 * np.pi) ** -0.5
 
 
+def _sine(c: Array) -> tuple[Array, Array]:
+    """Of the angle, and its inverse: both are zero for collinear variables."""
+    t = 1 - jnp.abs(c)
+    sine = snapped_root(t) * jnp.sqrt(2 - t)
+    positive = sine > 0
+    return sine, jnp.where(positive, 1 / jnp.where(positive, sine, 1), 0)
+
+
 def _given(q1, k, q2):
     r"""Half of $E[\phi''(u) \phi(v)]$: the first moment's derivative along `q1`.
 
@@ -84,15 +94,19 @@ def _given(q1, k, q2):
     c = jnp.clip(k * (r1 * r2), -1, 1)
     # Mean, standard deviation, and its inverse.
     mean = c * s2 * r1
-    spread, inverse = roots((1 - jnp.abs(c)) * (1 + jnp.abs(c)))
+    spread, inverse = _sine(c)
     spread, inverse = s2 * spread, r2 * inverse
     below, above = (-1 - mean) * inverse, (1 - mean) * inverse
     known = inverse > 0
     cdf = lambda x: (1 + erf(x * 0.5**0.5)) / 2
     pdf = lambda x: jnp.where(known, jnp.exp(-x * x / 2) * (2 * np.pi) ** -0.5, 0)
-    inside = jnp.where(known, cdf(above) - cdf(below), jnp.abs(mean) < 1)
-    outside = jnp.where(known, cdf(-above) - cdf(below), jnp.sign(mean))
-    outside = jnp.where(known | (jnp.abs(mean) >= 1), outside, 0)
+    # Of collinear variables which leave together, half is due to each.
+    excess = jnp.abs(mean) - 1
+    together = jnp.abs(excess) < float(jnp.finfo(c.dtype).eps) ** 0.5
+    collinear = jnp.where(together, 0.5, jnp.where(excess < 0, 1.0, 0.0))
+    inside = jnp.where(known, cdf(above) - cdf(below), collinear)
+    outside = cdf(-above) - cdf(below)
+    outside = jnp.where(known, outside, jnp.sign(mean) * (1 - collinear))
     expected = mean * inside + outside + spread * (pdf(below) - pdf(above))
     # dm/dk = P(|v| < 1) / q1 + (pdf(-1) - pdf(1)) / 2 * (-2 k / q1), of `v` given `u`.
     along_k = r1 * r1 * (inside - k * inverse * (pdf(below) - pdf(above)))
@@ -103,12 +117,12 @@ def _curvature(q1, k, q2):
     """The second moment's derivative along `k`: zero for collinear variables."""
     (_, r1), (_, r2) = roots(q1), roots(q2)
     c = jnp.clip(k * (r1 * r2), -1, 1)
-    sine, inverse = roots((1 - jnp.abs(c)) * (1 + jnp.abs(c)))
-    difference, total = (r1 - r2) * inverse, (r1 + r2) * inverse
-    # (r1^2 + r2^2 -+ 2 c r1 r2) / sine^2, of equal and opposite signs.
+    _, inverse = _sine(c)
+    difference = (r1 - r2) * inverse
+    # (r1^2 + r2^2 -+ 2 |c| r1 r2) / sine^2, of equal and opposite signs.
     equal = difference * difference + 2 * r1 * r2 / (1 + jnp.abs(c))
-    other = total * total - 2 * r1 * r2 / (1 + jnp.abs(c))
-    densities = (jnp.exp(-equal / 2) - jnp.exp(-other / 2)) * jnp.sign(c)
+    other = jnp.expm1(-2 * jnp.abs(c) * r1 * r2 * inverse * inverse)
+    densities = -jnp.exp(-equal / 2) * other * jnp.sign(c)
     return r1 * r2 * inverse * densities / np.pi
 
 

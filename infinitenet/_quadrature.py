@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ._correlation_map import interpolate
 from ._expectations import expectations, Function, Pair, Word
 from ._polar import COARSE, FINE, line, Resolution
-from ._special import roots, sum_known
+from ._special import roots, snapped_root, sum_known
 
 
 _VALUE: Pair = (), ()
@@ -154,11 +154,13 @@ def _of_jumps(phi, pair, p, qs, k) -> Array | float:
         slopes.append(lambda u, v, f=derivative: (f(v),))
     (s1, r1), (s2, r2) = map(roots, (qs[0], qs[-1]))
     c = jnp.clip(k * (r1 * r2), -1, 1)
-    sine, inverse = roots((1 - jnp.abs(c)) * (1 + jnp.abs(c)))
+    t = 1 - jnp.abs(c)
+    sine = snapped_root(t) * jnp.sqrt(2 - t)
+    inverse = jnp.where(sine > 0, 1 / jnp.where(sine > 0, sine, 1), 0)
     density = lambda r: r * (2 * np.pi) ** -0.5
     # Given that one is zero, the other's standard deviation is smaller by the sine.
-    (first,) = line(slopes[0], s1 * sine, s1 * sine)
-    (second,) = line(slopes[1], s2 * sine, s2 * sine)
+    s1, s2 = (jnp.maximum(s * sine, tiny**0.5) for s in (s1, s2))
+    (first,), (second,) = line(slopes[0], s1, s1), line(slopes[1], s2, s2)
     out = jumps[0] * density(r1) * second + jumps[1] * density(r2) * first
     return out + jumps[0] * jumps[1] * density(r1) * density(r2) * inverse
 

@@ -20,6 +20,11 @@ _CACHE = 2**20
 _ALIVE = 8
 
 
+# Functions under `jit` of this name have arrays of their own of bounded size, however large
+# a tile is. If they were counted, tiles would be tiny.
+_BOUNDED = "bounded"
+
+
 class Tile(NamedTuple):
     """Rows and columns from some start, of fixed numbers."""
 
@@ -67,6 +72,8 @@ def _variables_bytes(jaxpr: jex.Jaxpr) -> Iterator[int]:
             aval: Any = variable.aval
             if hasattr(aval, "dtype"):
                 yield math.prod(aval.shape) * aval.dtype.itemsize
+        if eqn.params.get("name") == _BOUNDED:
+            continue
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
             if isinstance(inner, jex.ClosedJaxpr):
                 yield from _variables_bytes(inner.jaxpr)

@@ -16,6 +16,13 @@ from .._piecewise import clip_moments
 from .._pointwise import AbstractPointwise
 
 
+@eqx.filter_jit
+def bounded(fn: Callable[..., Array], layer: "AbstractQuadrature", *args: Array) -> Array:
+    """Compiled once for each layer. The sizes of tiles do not depend on what is in here:
+    see `_tiles`, which knows it by its name."""
+    return fn(*layer.function(args[-1].dtype), *args)
+
+
 class AbstractQuadrature(AbstractPointwise):
     r"""A nonlinearity $\phi$, of which `__call__` is enough: its dual is by quadrature.
 
@@ -34,12 +41,12 @@ class AbstractQuadrature(AbstractPointwise):
         return True
 
     def dual(self, q1, k, q2):
-        return quadrature.dual(*self._function(k.dtype), q1, k, q2)
+        return bounded(quadrature.dual, self, q1, k, q2)
 
     def dual_at(self, q, k):
         if q.size != 1:
             return self.dual(q, k, q)
-        return quadrature.dual_at(*self._function(k.dtype), q.reshape(()), k)
+        return bounded(quadrature.dual_at, self, q.reshape(()), k)
 
     def error(
         self, q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
@@ -57,9 +64,9 @@ class AbstractQuadrature(AbstractPointwise):
         - `k`: their covariance.
         """
         q1, k, q2 = map(jnp.asarray, (q1, k, q2))
-        return quadrature.error(*self._function(k.dtype), q1, k, q2)
+        return bounded(quadrature.error, self, q1, k, q2)
 
-    def _function(self, dtype: jnp.dtype) -> tuple[Function, Float[Array, " n"]]:
+    def function(self, dtype: jnp.dtype) -> tuple[Function, Float[Array, " n"]]:
         """This function, and its parameters as a vector."""
         parameters, static = eqx.partition(self, eqx.is_inexact_array)
         p, unravel = ravel_pytree(parameters)
