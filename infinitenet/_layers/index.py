@@ -145,6 +145,4 @@ class _Slicer:
 
 
 Slice = _Slicer()
-Slice.__doc__ = (
-    """What is in brackets, such as `Slice[::2, 0]`, for [`infinitenet.Index`][]."""
-)
+"""What is in brackets, such as `Slice[::2, 0]`: for [`infinitenet.Index`][]."""
