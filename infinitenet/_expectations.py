@@ -57,6 +57,19 @@ class Function:
         return along_p
 
 
+def correlation(
+    q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
+    """The correlation, and whether that is 1 or -1, but for rounding.
+
+    Clipped in here, out of sight of differentiation.
+    """
+    (_, r1), (_, r2) = roots(q1), roots(q2)
+    c = jnp.clip(k * (r1 * r2), -1, 1)
+    collinear = 1 - jnp.abs(c) <= _SNAP * float(jnp.finfo(c.dtype).eps)
+    return jnp.where(collinear, jnp.sign(c), c), collinear
+
+
 def expectations(
     phi: Function,
     pairs: tuple[Pair, ...],
@@ -112,13 +125,9 @@ def _expectations(phi, pairs, resolution, p, q1, k, q2):
         at_v = {g: words[g](v) for _, g in pairs}
         return tuple(at_u[f] * at_v[g] for f, g in pairs)
 
-    (_, r1), (_, r2) = roots(q1), roots(q2)
-    # Clipped in here, out of sight of differentiation.
-    c = jnp.clip(k * (r1 * r2), -1, 1)
+    c, collinear = correlation(q1, k, q2)
     # Of variances of zero there is a limit, in which kinks count as the mean of both sides.
     s1, s2 = (jnp.sqrt(jnp.maximum(q, float(jnp.finfo(k.dtype).tiny))) for q in (q1, q2))
-    collinear = 1 - jnp.abs(c) <= _SNAP * float(jnp.finfo(c.dtype).eps)
-    c = jnp.where(collinear, jnp.sign(c), c)
     in_plane = lambda: polar(integrand, s1, c, s2, resolution=resolution, even=phi.odd)
     if resolution != FINE:
         return in_plane()

@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from ._correlation_map import interpolate
-from ._expectations import expectations, Function, Pair, Word
+from ._expectations import correlation, expectations, Function, Pair, Word
 from ._polar import COARSE, FINE, line, Resolution
 from ._special import roots, snapped_root, sum_known
 
@@ -57,13 +57,12 @@ def moments(
     if len(qs) == 2:
         return expectations(phi, pairs, resolution, p, qs[0], k, qs[1])
     (q,) = qs
-    (_, r) = roots(q)
 
     def at(c):
         each = q.reshape(1)
         return expectations(phi, pairs, resolution, p, each, q * c, each)
 
-    return interpolate(at, jnp.clip(k * (r * r), -1, 1))
+    return interpolate(at, correlation(q, k, q)[0])
 
 
 def _moments_jvp(phi, pairs, resolution, primals, tangents):
@@ -153,8 +152,7 @@ def _of_jumps(phi, pair, p, qs, k) -> Array | float:
         jumps.append(either[0] - either[1])
         slopes.append(lambda u, v, f=derivative: (f(v),))
     (s1, r1), (s2, r2) = map(roots, (qs[0], qs[-1]))
-    c = jnp.clip(k * (r1 * r2), -1, 1)
-    t = 1 - jnp.abs(c)
+    t = 1 - jnp.abs(correlation(qs[0], k, qs[-1])[0])
     sine = snapped_root(t) * jnp.sqrt(2 - t)
     inverse = jnp.where(sine > 0, 1 / jnp.where(sine > 0, sine, 1), 0)
     density = lambda r: r * (2 * np.pi) ** -0.5

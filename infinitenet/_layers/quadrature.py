@@ -212,7 +212,7 @@ class Selu(AbstractQuadrature):
         return _SELU_SCALE * _elu(x, _SELU_ALPHA)
 
 
-def _elu(x: Array, alpha: Array | float) -> Array:
+def _elu(x, alpha):
     positive = x > 0
     return jnp.where(positive, x, alpha * jnp.expm1(jnp.where(positive, 0, x)))
 
