@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 # Chebyshev nodes, and as many of the polynomials as are unrolled at once. Functions of the
 # angle have singularities at distances of one standard deviation's inverse from zero.
-_NODES, _BLOCK = 128, 16
+_NODES, _BLOCK = 160, 16
 
 
 def interpolate(

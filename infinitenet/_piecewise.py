@@ -7,6 +7,8 @@ import numpy as np
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
+from ._correlation_map import interpolate
+from ._expectations import correlation
 from ._polar import arcs, legendre
 from ._special import dense, roots, snapped_root, sum_known
 
@@ -139,3 +141,31 @@ def _clip_moments_jvp(primals, tangents):
 
 
 clip_moments.defjvp(_clip_moments_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def clip_moments_at(
+    q: Float[Array, ""], k: Float[Array, "*s"]
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """`clip_moments(q, k, q)`, by interpolation in the angle: under `vmap` much faster."""
+
+    def at(c):
+        each = q.reshape(1)
+        return clip_moments(each, q * c, each)
+
+    value, slope = interpolate(at, correlation(q, k, q)[0])
+    return value, slope
+
+
+def _clip_moments_at_jvp(primals, tangents):
+    q, k = primals
+    t_q, t_k = tangents
+    value, slope = clip_moments_at(q, k)
+    first, second = _given(q, k, q)
+    t_value = sum_known((slope, t_k), (2 * first, t_q))
+    t_slope = sum_known((_curvature(q, k, q), t_k), (2 * second, t_q))
+    zero = jnp.zeros_like(value)
+    return (value, slope), (dense(t_value, zero), dense(t_slope, zero))
+
+
+clip_moments_at.defjvp(_clip_moments_at_jvp, symbolic_zeros=True)

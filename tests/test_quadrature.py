@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from nonlinearities import quadrature as _quadrature
 
 import infinitenet as inn
@@ -90,7 +91,7 @@ def test_dual(name):
     results = _dual(layer, q1, c * np.sqrt(q1 * q2), q2)
     kinks = _kinks.get(name, (0.0,))
     for got, f in zip(results, functions, strict=True):
-        want = np.asarray([_expectation(f, *case, kinks) for case in cases.T])
+        want = np.asarray([_expectation(f, *case, kinks=kinks) for case in cases.T])
         np.testing.assert_allclose(got / size, want / size, atol=2e-10)
 
 
@@ -194,7 +195,7 @@ def test_parameters():
     q1, c, q2 = _cases([-0.9, 0.3, 1], [(0.3, 2.0)])
     args = q1, c * np.sqrt(q1 * q2), q2
     for layer in (inn.Elu(1.3), inn.Elementwise(Scaled(jnp.asarray([1.2, 0.3])))):
-        p, unravel = jax.flatten_util.ravel_pytree(eqx.filter(layer, eqx.is_array))
+        p, unravel = ravel_pytree(eqx.filter(layer, eqx.is_array))
         static = eqx.filter(layer, eqx.is_array, inverse=True)
         fn = jax.jit(lambda p: jnp.stack(_dual(eqx.combine(unravel(p), static), *args)))  # noqa: B023
         forward, reverse = jax.jit(jax.jacfwd(fn))(p), jax.jit(jax.jacrev(fn))(p)
@@ -280,7 +281,7 @@ def test_many_inputs(name):
             np.testing.assert_allclose(got.ravel(), want, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["tanh", "elu_alpha"])
+@pytest.mark.parametrize("name", ["tanh", "elu_alpha", "hard_tanh"])
 def test_equal_variances(name):
     layer, *_ = _quadrature[name]
     c = [-1, -1 + 1e-12, -0.9999, 0, 0.3, 1 - 1e-4, 1 - 1e-8, 1 - 1e-12, 1, 1 + 1e-15]
@@ -294,13 +295,14 @@ def test_equal_variances(name):
 
 def test_derivatives_of_equal_variances():
     """Along the variance, and along parameters."""
-    layer, q, c = inn.Elu(1.7), jnp.asarray(1.3), jnp.asarray([-0.9, 0.0, 0.5, 0.9])
+    q, c = jnp.asarray(1.3), jnp.asarray([-0.9, 0.0, 0.5, 0.9])
     one = lambda layer, q: layer.dual_at(q, q * c)
     other = lambda layer, q: layer.dual(q + 0 * c, q * c, q + 0 * c)
-    derivative = lambda f: jax.jacrev(lambda args: f(*args))((layer, q))
-    got, want = (eqx.filter_jit(derivative)(f) for f in (one, other))
-    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(g, w, atol=1e-9)
+    derivative = lambda f, args: jax.jacrev(lambda args: f(*args))(args)
+    for layer in (inn.Elu(1.7), inn.HardTanh()):
+        got, want = (eqx.filter_jit(derivative)(f, (layer, q)) for f in (one, other))
+        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(g, w, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["selu", "hard_tanh"])
@@ -350,7 +352,7 @@ def test_error():
     # A kink that the rule does not know of.
     layer, f = inn.Elementwise(lambda x: jnp.abs(x - 1)), lambda x: np.abs(x - 1)
     cases = np.stack([q1, c, q2]).T
-    want = np.asarray([_expectation(f, *case, (0.0, 1.0)) for case in cases])
+    want = np.asarray([_expectation(f, *case, kinks=(0.0, 1.0)) for case in cases])
     error = np.abs(layer.dual(*args) - want)
     estimate = np.asarray(layer.error(*args))
     assert np.all(error < 10 * np.max(estimate)) and np.max(estimate) > 1e-6

@@ -12,14 +12,20 @@ from jaxtyping import Array, Float
 from .. import _quadrature as quadrature
 from .._expectations import Function
 from .._hyperparameters import check_number, to_scalar
-from .._piecewise import clip_moments
+from .._piecewise import clip_moments, clip_moments_at
 from .._pointwise import AbstractPointwise
 
 
 @eqx.filter_jit
-def bounded(fn: Callable[..., Array], layer: "AbstractQuadrature", *args: Array) -> Array:
-    """Compiled once for each layer. The sizes of tiles do not depend on what is in here:
-    see `_tiles`, which knows it by its name."""
+def bounded(fn: Callable[..., Any], *args: Any) -> Any:
+    """`fn(*args)`, compiled once.
+
+    The sizes of tiles do not depend on what is in here: `_tiles` knows it by its name.
+    """
+    return fn(*args)
+
+
+def _of_layer(fn, layer, *args):
     return fn(*layer.function(args[-1].dtype), *args)
 
 
@@ -41,12 +47,12 @@ class AbstractQuadrature(AbstractPointwise):
         return True
 
     def dual(self, q1, k, q2):
-        return bounded(quadrature.dual, self, q1, k, q2)
+        return bounded(_of_layer, quadrature.dual, self, q1, k, q2)
 
     def dual_at(self, q, k):
         if q.size != 1:
             return self.dual(q, k, q)
-        return bounded(quadrature.dual_at, self, q.reshape(()), k)
+        return bounded(_of_layer, quadrature.dual_at, self, q.reshape(()), k)
 
     def error(
         self, q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
@@ -64,7 +70,7 @@ class AbstractQuadrature(AbstractPointwise):
         - `k`: their covariance.
         """
         q1, k, q2 = map(jnp.asarray, (q1, k, q2))
-        return bounded(quadrature.error, self, q1, k, q2)
+        return bounded(_of_layer, quadrature.error, self, q1, k, q2)
 
     def function(self, dtype: jnp.dtype) -> tuple[Function, Float[Array, " n"]]:
         """This function, and its parameters as a vector."""
@@ -233,3 +239,8 @@ class HardTanh(AbstractPointwise):
 
     def dual(self, q1, k, q2):
         return clip_moments(q1, k, q2)[0]
+
+    def dual_at(self, q, k):
+        if q.size != 1:
+            return self.dual(q, k, q)
+        return bounded(clip_moments_at, q.reshape(()), k)[0]
