@@ -9,6 +9,13 @@ def _transformer(width):
     return inn.Sequential(layers)
 
 
+def _wide_resnet(width):
+    """With a first convolution that grows as well: that of the paper has 16 channels."""
+    net = inn.WideResNet(10, max(width // 16, 1), 1, b_std=0.1)
+    first = inn.Conv(width, (3, 3), padding="SAME", b_std=0.1)
+    return inn.Sequential([first, *net.layers[1:]])
+
+
 # By name: a function of a width, in proportion to which all widths grow, and the shape of
 # an example.
 architectures = {
@@ -21,10 +28,7 @@ architectures = {
         lambda width: inn.ConvOnly(2, width, 1, inn.Erf(), head=inn.GlobalAvgPool()),
         (3, 4, 2),
     ),
-    "wide_resnet": (
-        lambda width: inn.WideResNet(10, max(width // 16, 1), 1, b_std=0.1),
-        (4, 4, 2),
-    ),
+    "wide_resnet": (_wide_resnet, (4, 4, 2)),
     "myrtle": (lambda width: inn.Myrtle(5, width, 1), (4, 4, 2)),
     "lenet": (lambda width: inn.LeNet(1, max(width // 6, 1)), (12, 12, 1)),
     "transformer": (_transformer, (3, 2)),
