@@ -67,6 +67,13 @@ class AbstractLayer(eqx.Module):
         """Evaluates the layer on [`infinitenet.Inputs`][], with their mask and graph."""
         return inputs.through(self(inputs.array, key=key), self.mask)
 
+    def as_pointwise(self) -> Any:
+        """This layer as an [`infinitenet.AbstractPointwise`][], `None` if it is not one.
+
+        A sum or product of such branches is one nonlinearity.
+        """
+        return None
+
     def draw(self, key: PRNGKeyArray, signal: Any) -> Any:
         """This layer with weights for inputs such as this one."""
         del key, signal

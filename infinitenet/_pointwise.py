@@ -58,6 +58,9 @@ class AbstractPointwise(AbstractLayer):
         """
         return self.dual(q, k, q)
 
+    def as_pointwise(self) -> "AbstractPointwise":
+        return self
+
     def check(self, signal: Signal) -> Signal:
         if not signal.gaussian:
             raise LayerError(

@@ -45,10 +45,13 @@ _order = [
     "_weights",
     "_layer",
     "_pointwise",
+    "_piecewise_linear",
+    "_by_quadrature",
     "_affine",
     "_tokens",
     "_joining",
     "_branches",
+    "_merging",
     "_layers.*",
     "_layers",
     "_fixed_points",
@@ -78,7 +81,7 @@ _order = [
 # Abstract class and the methods which are its defaults: subclasses may override these.
 _defaults = {
     "AbstractAffine": {"unshared"},
-    "AbstractLayer": {"carry", "check", "draw", "mask", "requires"},
+    "AbstractLayer": {"as_pointwise", "carry", "check", "draw", "mask", "requires"},
     "AbstractQuadrature": {"kinked"},
     "AbstractPointwise": {"dual_at", "flat", "odd"},
 }

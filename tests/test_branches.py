@@ -1,6 +1,7 @@
 """Sums, products and concatenations of branches, and tuples of inputs."""
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -112,6 +113,61 @@ def test_odd_branches_add_up():
     _close(_both(inn.gram(net, x, y)), [sum(p) for p in zip(*parts, strict=True)])
     with pytest.raises(ValueError, match=r"Sum.*`layers\[0\]` and `layers\[1\]`.*mean"):
         inn.gram(inn.Sum([branch(inn.Relu()), branch(inn.Relu())]), x)
+
+
+#
+# Branches that are functions of the same activations
+#
+
+
+@pytest.mark.parametrize(
+    "merged, want",
+    [
+        (inn.Residual(inn.Relu()), inn.ABRelu(1, 2)),
+        (inn.Residual(inn.Residual(inn.LeakyRelu(0.3))), inn.ABRelu(2.3, 3)),
+        (inn.Sum([inn.Relu(), inn.Abs(), inn.Identity()]), inn.ABRelu(0, 3)),
+        (inn.Product([inn.Identity(), inn.Sigmoid()]), inn.Silu()),
+        (
+            inn.Sum([inn.Sequential([inn.Identity(), inn.Erf()]), inn.Identity()]),
+            inn.Elementwise(lambda x: x + jax.scipy.special.erf(x)),
+        ),
+        (inn.Residual(inn.Product([inn.Sin(), inn.Sin()])), None),
+    ],
+)
+def test_merged(merged, want):
+    """They are one nonlinearity."""
+    x, y = _normal(0, 2, 3, 5)
+    y[0] = x[0]
+    got = _both(_gram([_first, merged], x, y))
+    if want is None:
+        # x + sin(x)^2: the square is even, so that covariances with x vanish.
+        parts = [inn.Identity(), inn.Pointwise(lambda x: x, _dual_of_square_of_sine)]
+        want = [
+            sum(p)
+            for p in zip(*(_both(_gram([_first, p], x, y)) for p in parts), strict=True)
+        ]
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-9)
+        np.testing.assert_allclose(got[1], want[1], rtol=1e-7)
+        return
+    for a, b in zip(got, _both(_gram([_first, want], x, y)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+    finite = inn.Sequential([_first, merged]).init(jr.key(0), x[0])
+    np.testing.assert_allclose(finite(x[0]), want(finite.layers[0](x[0])), rtol=1e-12)
+
+
+def _dual_of_square_of_sine(q1, k, q2):
+    """As `sin(x)^2 = (1 - cos(2 x)) / 2`."""
+    means = jnp.exp(-2 * q1) + jnp.exp(-2 * q2)
+    product = jnp.exp(-2 * (q1 + q2)) * jnp.cosh(4 * k)
+    return (1 - means + product) / 4
+
+
+def test_merged_and_others():
+    """Together with a branch of other weights."""
+    x, y = _normal(0, 2, 3, 5)
+    got = _both(_gram([_first, inn.Sum([inn.Relu(), _gate, inn.Identity()])], x, y))
+    parts = [_both(_gram([_first, p], x, y)) for p in (inn.ABRelu(1, 2), _gate)]
+    _close(got, [sum(p) for p in zip(*parts, strict=True)])
 
 
 #

@@ -17,23 +17,38 @@ from .._branches import (
 from .._hyperparameters import check_width
 from .._joining import AbstractJoin, Adding, Concatenating, join_kernels, Multiplying
 from .._layer import AbstractCombinator, AbstractLayer, infinite, to_layer, to_layers
+from .._merging import merged
 from .._path import LayerError
+from .._piecewise_linear import Linear
 from .._signal import Signal
 
 
 class Identity(AbstractCombinator):
-    """Does nothing: the shortcut of a residual block, for example."""
+    """Does nothing: the shortcut of a residual block, for example.
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
+    """
 
     def carry(self, inputs, *, key=None):
         del key
         return inputs
+
+    def as_pointwise(self):
+        return Linear()
 
     def infinite(self, kernel):
         return kernel
 
 
 class FanOut(AbstractCombinator):
-    """Makes a tuple of copies of its input, for [`infinitenet.Parallel`][]."""
+    """Makes a tuple of copies of its input, for [`infinitenet.Parallel`][].
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
+    """
 
     num: int = eqx.field(static=True)
 
@@ -81,6 +96,10 @@ class Parallel(AbstractCombinator):
             ]
         )
         ```
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
     """
 
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
@@ -129,25 +148,35 @@ class AbstractBranches(AbstractCombinator):
     def join(self) -> AbstractJoin:
         """What is made of their outputs."""
 
-    def _copies(self, of):
-        return (of,) * len(self.branches())
+    def _uncorrelated(self) -> Branches:
+        """The branches as the infinite network has them."""
+        return merged(self.branches(), self.join())
 
     def check(self, signal):
-        signals = check_each(self.branches(), self._copies(signal))
-        return self.join().check(self, signals, list(self.branches()))
+        branches = self._uncorrelated()
+        signals = check_each(branches, (signal,) * len(branches))
+        return self.join().check(self, signals, list(branches))
 
     def carry(self, inputs, *, key=None):
-        outputs = carry_each(self.branches(), self._copies(inputs), key)
-        return self.join().inputs(outputs)
+        branches = self.branches()
+        return self.join().inputs(carry_each(branches, (inputs,) * len(branches), key))
 
     def draw(self, key, signal):
-        return self.with_branches(draw_each(self.branches(), key, self._copies(signal)))
+        branches = self.branches()
+        return self.with_branches(draw_each(branches, key, (signal,) * len(branches)))
 
     def requires(self, demand):
-        return join_demands(require_each(self.branches(), self._copies(demand)))
+        branches = self._uncorrelated()
+        return join_demands(require_each(branches, (demand,) * len(branches)))
+
+    def as_pointwise(self):
+        branches = self._uncorrelated()
+        only = next(iter(branches.values()))
+        return only.as_pointwise() if len(branches) == 1 else None
 
     def infinite(self, kernel):
-        kernels = each(self.branches(), infinite, self._copies(kernel))
+        branches = self._uncorrelated()
+        kernels = each(branches, infinite, (kernel,) * len(branches))
         return join_kernels(self.join(), kernels)
 
 

@@ -22,6 +22,10 @@ class Pointwise(AbstractPointwise):
 
         sine = inn.Pointwise(jnp.sin, dual)
         ```
+
+    ??? cite "Reference"
+        Daniely, Frostig & Singer, Toward Deeper Understanding of Neural Networks, NeurIPS
+        2016: section 4 (duals).
     """
 
     fn: Callable[[Float[Array, "..."]], Float[Array, "..."]] = eqx.field(static=True)

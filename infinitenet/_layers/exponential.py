@@ -58,6 +58,10 @@ class Exp(AbstractPointwise):
 
     Its dual is $a^2 e^{b^2 (q_1 + 2 k + q_2) / 2}$. It soon overflows: variances grow
     exponentially, from layer to layer, unless $a$ and $b$ are small.
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
     """
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)

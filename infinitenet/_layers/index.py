@@ -62,6 +62,10 @@ class Index(AbstractLayer):
         first = inn.Index(0)  # of a sequence
         cropped = inn.Index(inn.Slice[2:-2, 2:-2])  # of an image
         ```
+
+    ??? cite "Reference"
+        Novak et al., Bayesian Deep Convolutional Networks with Many Channels are Gaussian
+        Processes, ICLR 2019: section 3.2 (projection on single positions).
     """
 
     idx: _Index = eqx.field(static=True, converter=_to_index)

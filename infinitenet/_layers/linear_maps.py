@@ -58,6 +58,10 @@ class DotGeneral(AbstractLayer):
         halves = jnp.array([1, 1, 1, -1, -1, -1]) / 3
         difference = inn.DotGeneral(rhs=halves, dimension_numbers=(((0,), (0,)), ((), ())))
         ```
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
     """
 
     lhs: Array | None = eqx.field(default=None, converter=_to_constant, kw_only=True)
@@ -180,6 +184,10 @@ class ImageResize(AbstractLayer):
 
     At infinite width $k' = A k A^\top$ with the weights $A$ of the interpolation, of
     whichever method. An output is missing if all inputs are that it is interpolated from.
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True, converter=to_sizes)

@@ -1,37 +1,16 @@
 """Piecewise linear functions and error functions."""
 
 import abc
-from typing import TypeAlias
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._hyperparameters import check_number, to_optional_scalar, to_scalar
+from .._piecewise_linear import AbstractABRelu, Slope
 from .._pointwise import AbstractPointwise
-from .._special import arc_cosine, arc_sine
-
-
-Slope: TypeAlias = Float[Array, ""] | float
-
-
-class AbstractABRelu(AbstractPointwise):
-    """Piecewise linear functions `a min(x, 0) + b max(x, 0)`."""
-
-    @abc.abstractmethod
-    def slopes(self, dtype: np.dtype) -> tuple[Slope, Slope]:
-        """`a` and `b`: left and right of zero."""
-
-    def __call__(self, x, *, key=None):
-        del key
-        a, b = self.slopes(x.dtype)
-        return jnp.where(x > 0, b * x, a * x)
-
-    def dual(self, q1, k, q2):
-        a, b = self.slopes(k.dtype)
-        return (a - b) ** 2 / 2 * arc_cosine(q1, k, q2)[0] + a * b * k
+from .._special import arc_sine
 
 
 class ABRelu(AbstractABRelu):
@@ -168,6 +147,9 @@ class SigmoidLike(AbstractErf):
 
     It is within 0.015 of the logistic sigmoid, and has a dual in closed form: see
     [`infinitenet.Erf`][].
+
+    ??? cite "Reference"
+        Williams, Computing with Infinite Networks, NeurIPS 1996: section 3.1.
     """
 
     def parameters(self, dtype):

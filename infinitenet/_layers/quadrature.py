@@ -6,82 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .. import _quadrature as quadrature
-from .._expectations import Function
+from .._by_quadrature import AbstractQuadrature, bounded
 from .._hyperparameters import check_number, to_scalar
 from .._piecewise import clip_moments, clip_moments_at
 from .._pointwise import AbstractPointwise
-
-
-@eqx.filter_jit
-def bounded(fn: Callable[..., Any], *args: Any) -> Any:
-    """`fn(*args)`, compiled once.
-
-    The sizes of tiles do not depend on what is in here: `_tiles` knows it by its name.
-    """
-    return fn(*args)
-
-
-def _of_layer(fn, layer, *args):
-    return fn(*layer.function(args[-1].dtype), *args)
-
-
-class AbstractQuadrature(AbstractPointwise):
-    r"""A nonlinearity $\phi$, of which `__call__` is enough: its dual is by quadrature.
-
-    Accurate to ten digits for variances up to 100, if $\phi$ is continuous, smooth other
-    than at zero, and does not oscillate fast. It is much faster on inputs of equal norm,
-    and if many inputs are given at once. Arrays among the fields of such a layer are
-    parameters, along which kernels may be differentiated.
-    """
-
-    @property
-    def kinked(self) -> bool:
-        r"""Whether derivatives of $\phi$ may jump at zero.
-
-        If not, then less is to be done for gradients of the NTK.
-        """
-        return True
-
-    def dual(self, q1, k, q2):
-        return bounded(_of_layer, quadrature.dual, self, q1, k, q2)
-
-    def dual_at(self, q, k):
-        if q.size != 1:
-            return self.dual(q, k, q)
-        return bounded(_of_layer, quadrature.dual_at, self, q.reshape(()), k)
-
-    def error(
-        self, q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
-    ) -> Float[Array, "..."]:
-        """An estimate of the error of the dual.
-
-        It is the difference from a coarser rule, of two thirds of the nodes along each
-        dimension, so that errors for smooth functions are far smaller than this. It is
-        large if a function varies faster than the rule resolves, or has kinks elsewhere
-        than at zero.
-
-        **Arguments:**
-
-        - `q1`, `q2`: variances of the inputs.
-        - `k`: their covariance.
-        """
-        q1, k, q2 = map(jnp.asarray, (q1, k, q2))
-        return bounded(_of_layer, quadrature.error, self, q1, k, q2)
-
-    def function(self, dtype: jnp.dtype) -> tuple[Function, Float[Array, " n"]]:
-        """This function, and its parameters as a vector."""
-        parameters, static = eqx.partition(self, eqx.is_inexact_array)
-        p, unravel = ravel_pytree(parameters)
-
-        def fn(x, p):
-            return eqx.combine(unravel(p), static)(x).astype(x.dtype)
-
-        p = p if p.size else jnp.zeros((0,), dtype)
-        return Function(fn, self.odd, self.kinked), p
 
 
 class Elementwise(AbstractQuadrature):
@@ -118,7 +48,12 @@ Elementwise.__init__.__doc__ = """**Arguments:**
 
 
 class Tanh(AbstractQuadrature):
-    r"""$\phi(x) = \tanh(x)$."""
+    r"""$\phi(x) = \tanh(x)$.
+
+    ??? cite "Reference"
+        Poole, Lahiri, Raghu, Sohl-Dickstein & Ganguli, Exponential expressivity in deep
+        neural networks through transient chaos, NeurIPS 2016.
+    """
 
     @property
     def odd(self):
@@ -134,7 +69,12 @@ class Tanh(AbstractQuadrature):
 
 
 class Sigmoid(AbstractQuadrature):
-    r"""$\phi(x) = 1 / (1 + e^{-x})$."""
+    r"""$\phi(x) = 1 / (1 + e^{-x})$.
+
+    ??? cite "Reference"
+        Daniely, Frostig & Singer, Toward Deeper Understanding of Neural Networks, NeurIPS
+        2016: section 4 (duals).
+    """
 
     @property
     def kinked(self):
@@ -146,7 +86,12 @@ class Sigmoid(AbstractQuadrature):
 
 
 class Softplus(AbstractQuadrature):
-    r"""$\phi(x) = \log(1 + e^x)$."""
+    r"""$\phi(x) = \log(1 + e^x)$.
+
+    ??? cite "Reference"
+        Dugas, Bengio, Belisle, Nadeau & Garcia, Incorporating second-order functional
+        knowledge for better option pricing, NeurIPS 2000.
+    """
 
     @property
     def kinked(self):
@@ -158,7 +103,12 @@ class Softplus(AbstractQuadrature):
 
 
 class Silu(AbstractQuadrature):
-    r"""$\phi(x) = x / (1 + e^{-x})$, also called swish."""
+    r"""$\phi(x) = x / (1 + e^{-x})$, also called swish.
+
+    ??? cite "Reference"
+        Elfwing, Uchibe & Doya, Sigmoid-weighted linear units for neural network function
+        approximation in reinforcement learning, Neural Networks 2018.
+    """
 
     @property
     def kinked(self):
@@ -173,7 +123,11 @@ Swish = Silu
 
 
 class Mish(AbstractQuadrature):
-    r"""$\phi(x) = x \tanh(\log(1 + e^x))$."""
+    r"""$\phi(x) = x \tanh(\log(1 + e^x))$.
+
+    ??? cite "Reference"
+        Misra, Mish: A Self Regularized Non-Monotonic Activation Function, BMVC 2020.
+    """
 
     @property
     def kinked(self):
@@ -185,7 +139,12 @@ class Mish(AbstractQuadrature):
 
 
 class Elu(AbstractQuadrature):
-    r"""$\phi(x) = x$ for $x > 0$, and $\alpha (e^x - 1)$ otherwise."""
+    r"""$\phi(x) = x$ for $x > 0$, and $\alpha (e^x - 1)$ otherwise.
+
+    ??? cite "Reference"
+        Clevert, Unterthiner & Hochreiter, Fast and Accurate Deep Network Learning by
+        Exponential Linear Units, ICLR 2016.
+    """
 
     alpha: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
 
@@ -211,6 +170,10 @@ class Selu(AbstractQuadrature):
     r"""$\phi(x) = \lambda x$ for $x > 0$, and $\lambda \alpha (e^x - 1)$ otherwise.
 
     With $\lambda = 1.0507$ and $\alpha = 1.6733$.
+
+    ??? cite "Reference"
+        Klambauer, Unterthiner, Mayr & Hochreiter, Self-Normalizing Neural Networks, NeurIPS
+        2017.
     """
 
     def __call__(self, x, *, key=None):
@@ -227,6 +190,10 @@ class HardTanh(AbstractPointwise):
     r"""$\phi(x) = \max(-1, \min(x, 1))$.
 
     By quadrature in one dimension, as its kinks are not at zero.
+
+    ??? cite "Reference"
+        Price, A useful theorem for nonlinear devices having Gaussian inputs, IRE Transactions
+        on Information Theory 1958.
     """
 
     @property

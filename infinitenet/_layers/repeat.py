@@ -25,6 +25,10 @@ class Repeat(AbstractCombinator):
         block = inn.Sequential([inn.Relu(), inn.Dense(512, W_std=2**0.5)])
         net = inn.Sequential([inn.Dense(512), inn.Repeat(block, 20), inn.Dense(1)])
         ```
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
     """
 
     layer: AbstractLayer = eqx.field(converter=to_layer)

@@ -11,6 +11,7 @@ from .._layer import (
     to_layers,
 )
 from .._path import inside
+from .._piecewise_linear import Linear
 
 
 class Sequential(AbstractCombinator):
@@ -21,6 +22,10 @@ class Sequential(AbstractCombinator):
         ```python
         net = inn.Sequential([inn.Dense(512), inn.Relu(), inn.Dense(1)])
         ```
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
     """
 
     layers: tuple[AbstractLayer, ...] = eqx.field(converter=to_layers)
@@ -31,6 +36,13 @@ class Sequential(AbstractCombinator):
             with inside(f"layers[{i}]"):
                 inputs = layer.carry(inputs, key=k)
         return inputs
+
+    def as_pointwise(self):
+        parts = [layer.as_pointwise() for layer in self.layers]
+        parts = [part for part in parts if not isinstance(part, Linear)]
+        if not parts:
+            return Linear()
+        return parts[0] if len(parts) == 1 else None
 
     def check(self, signal):
         for i, layer in enumerate(self.layers):

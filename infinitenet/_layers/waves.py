@@ -167,6 +167,10 @@ class Gabor(AbstractPointwise):
 
     With $n = (1 + 2 q_1) (1 + 2 q_2) - 4 k^2$ its dual is
     $\frac1{\sqrt n} \exp\bigl(\frac{1 + q_1 + q_2}{2 n} - \frac12\bigr) \sinh \frac kn$.
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: Table 1.
     """
 
     @property
