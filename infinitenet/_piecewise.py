@@ -51,7 +51,8 @@ def clip_moments(
         half_sine, half_cosine = jnp.sin(shift / 2), jnp.cos(shift / 2)
         # c - cos b for b = arccos(c) + shift, without cancellation; and sin b.
         gap = 2 * half_sine * (c * half_sine + sine_c * half_cosine)
-        cosine = c - gap
+        # Never below zero by rounding, as `other` is of its exponential.
+        cosine = jnp.maximum(c - gap, 0)
         sine = sine_c + 2 * half_sine * (c * half_cosine - sine_c * half_sine)
         inverse = 1 / jnp.where(sine > 0, sine, 1)
         # Of (1 / q1 + 1 / q2 -+ 2 cos b / s) / (2 sin(b)^2), likewise.

@@ -10,6 +10,10 @@ import numpy as np
 from ._tracing import is_traced
 
 
+# Vectors of up to this many numbers are written out.
+_LARGE = 16
+
+
 def show(layer: eqx.Module) -> str:
     """A layer as the call that makes it, without arguments left at their defaults."""
     shown = []
@@ -31,8 +35,12 @@ def _show(value: object) -> str:
         lines = "".join(f"{_show(each)},\n" for each in value)
         return f"[\n{textwrap.indent(lines, '    ')}]"
     if isinstance(value, jax.Array | np.ndarray):
-        known = value.ndim == 0 and not is_traced(value)
-        return f"{float(value):.6g}" if known else eqx.tree_pformat(value)
+        if is_traced(value) or value.size > _LARGE or value.ndim > 1:
+            return eqx.tree_pformat(value)
+        numbers = [f"{float(x):.6g}" for x in np.ravel(value)]
+        return numbers[0] if value.ndim == 0 else f"[{', '.join(numbers)}]"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return repr(value)
+    # Functions by their names, and not by where they are in memory.
+    is_function = callable(value) and not isinstance(value, type | eqx.Module)
+    return getattr(value, "__name__", repr(value)) if is_function else repr(value)

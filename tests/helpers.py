@@ -21,12 +21,15 @@ def load(name):
         return cases, dict(arrays)
 
 
+def quick_jit(fn):
+    """Compiled without optimisation: to save time, where a function runs a few times."""
+    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": "0"})
+
+
 def run_once(fn, *args):
-    """The value of a compiled function, which is not optimised, to save time."""
+    """`fn(*args)`, compiled like that."""
     arrays, static = eqx.partition(args, eqx.is_array)
-    fn_of_arrays = jax.jit(lambda arrays: fn(*eqx.combine(arrays, static)))
-    options = {"xla_backend_optimization_level": "0"}
-    return fn_of_arrays.lower(arrays).compile(options)(arrays)
+    return quick_jit(lambda arrays: fn(*eqx.combine(arrays, static)))(arrays)
 
 
 def _affine_options(spec):
@@ -60,7 +63,7 @@ def _example_axis(axis):
 
 def _aggregate(spec):
     axis = spec["aggregate_axis"]
-    axis = None if axis is None else tuple(map(_example_axis, axis))
+    axis = None if axis is None else tuple(map(_example_axis, np.atleast_1d(axis)))
     kinds = {"DENSE": inn.Aggregate, "SPARSE": inn.SparseAggregate}
     return kinds[spec["implementation"]](axis)
 
@@ -134,7 +137,9 @@ _builders = {
     "Identity": lambda s: inn.Identity(),
     "ImageResize": lambda s: inn.ImageResize(s["shape"][1:-1], s["method"], s["antialias"]),
     "Index": _index,
-    "LayerNorm": lambda s: inn.LayerNorm(tuple(map(_example_axis, s["axis"])), s["eps"]),
+    "LayerNorm": lambda s: inn.LayerNorm(
+        [_example_axis(a) for a in np.atleast_1d(s["axis"])], s["eps"]
+    ),
     "LeakyRelu": lambda s: inn.LeakyRelu(s["alpha"]),
     "Monomial": lambda s: inn.Monomial(s["degree"]),
     "Parallel": lambda s: inn.Parallel([build(branch) for branch in s["branches"]]),

@@ -135,8 +135,8 @@ def test_only_weights_move(ensemble, data):
             for net in (ensemble, trained)
         )
         before, after = ([a for a in x if eqx.is_array(a)] for x in (before, after))
-        # Two layers of `W` and `b`. Else, their two scales each, and three of `Erf`.
-        assert len(before) == (7 if inverse else 4)
+        # Two layers of `W` and `b`. Else, their two scales each, and two of `Erf`.
+        assert len(before) == (6 if inverse else 4)
         for a, b in zip(before, after, strict=True):
             assert bool(jnp.all(a == b)) == inverse
 

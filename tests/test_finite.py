@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from helpers import quick_jit
 
 import infinitenet as inn
 
@@ -306,7 +307,7 @@ def _empirical(net, x1, x2, key, n):
         products = [jnp.sum(t[0] * t[1]) for t in jax.tree.leaves(t)]
         return jnp.stack([jnp.mean(f[0] * f[1]), sum(products)])
 
-    return np.asarray(jax.jit(jax.vmap(of_one))(jr.split(key, n)))
+    return np.asarray(quick_jit(jax.vmap(of_one))(jr.split(key, n)))
 
 
 def _infinite(net, x1, x2):

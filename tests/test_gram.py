@@ -193,6 +193,18 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert int(out.stdout) < 300
 
 
+def test_repr_of_layers():
+    """As they would be written."""
+    for text in (
+        "GlobalAvgPool()",
+        "Polynomial([1, 0.5])",
+        "Index((slice(None, None, 2),))",
+        "Dropout(0.5)",
+    ):
+        assert repr(eval(f"inn.{text}")) == text
+    assert repr(inn.Elementwise(jnp.arctan)) == "Elementwise(arctan)"
+
+
 def test_repr_of_parameterization():
     assert repr(inn.Dense(8, parameterization="standard")) == (
         "Dense(8, parameterization='standard')"

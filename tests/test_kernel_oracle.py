@@ -1,7 +1,6 @@
 """Kernels of whole networks against stored values: `oracle/README.md` says whose."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import build, load, run_once
@@ -30,12 +29,9 @@ def _inputs(case, dtype: type = _x64):
         pattern = np.concatenate(_padded(patterns))
         if pattern.dtype == _x64:
             pattern = pattern.astype(dtype)
-    if "mask_constant" in case:
-        x = inn.Inputs(x.astype(dtype), mask_constant=case["mask_constant"])
-    elif pattern is not None:
-        x = inn.Inputs(jnp.asarray(x, dtype), pattern=pattern)
-    else:
-        x = x.astype(dtype)
+    x, constant = x.astype(dtype), case.get("mask_constant")
+    if constant is not None or pattern is not None:
+        x = inn.Inputs(x, mask_constant=constant, pattern=pattern)
     return x, len(x1)
 
 

@@ -159,6 +159,34 @@ def test_ntk_without_trained_layers():
 
 
 #
+# Beyond all bounds
+#
+
+
+@pytest.mark.parametrize("layer", [inn.Sin(), inn.Cos(), inn.Rbf()])
+def test_bounded_functions_of_large_inputs(layer):
+    """Covariances which rounding makes larger than variances are not exponentiated."""
+    x = 1e9 * _normal(0, 4, 5)
+    x[3] = x[0] * (1 + 1e-9)
+    k = inn.gram(inn.Sequential([inn.Dense(8), layer]), x, x.copy()).nngp
+    assert np.all(np.abs(k) <= 1 + 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_variances(dtype):
+    """Of functions with bounds, in products that under- and overflow."""
+    rng = np.random.default_rng(0)
+    q1, q2 = 10 ** rng.uniform(-7 if dtype == np.float32 else -18, 0, (2, 2000))
+    k = rng.uniform(-1, 1, 2000) * np.sqrt(q1 * q2) * rng.choice([1, 1e-8], 2000)
+    args = [jnp.asarray(a, dtype) for a in (q1, k, q2)]
+    value = inn.HardTanh().dual(*args)
+    assert np.all(np.isfinite(value))
+    # Of small variances it is linear.
+    small = np.maximum(q1, q2) < 1e-3
+    np.testing.assert_allclose(value[small], args[1][small], rtol=1e-5, atol=1e-30)
+
+
+#
 # Inference
 #
 

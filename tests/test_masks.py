@@ -29,9 +29,7 @@ _layers = [
 ]
 _nets = {
     "conv": [*_layers, inn.GlobalAvgPool(), inn.Dense(3, 1.2, 0.1)],
-    "sum": [*_layers, inn.GlobalSumPool(), inn.Dense(3, 1.2, 0.1)],
     "attention": [*_layers, _attention(), inn.Relu(), inn.GlobalAvgPool()],
-    "abs_attention": [*_layers, _attention(attention_mechanism="ABS"), inn.GlobalAvgPool()],
     "sqrt_attention": [
         *_layers,
         _attention(

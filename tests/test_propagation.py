@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from helpers import quick_jit
 
 import infinitenet as inn
 from infinitenet._fixed_points import flow_limit
@@ -63,11 +64,11 @@ def test_flow_limit():
     cubic = lambda x, s: -s / 10 * x * (x - 1) * (x - 2)
     starts = jnp.array([-0.9, -0.5, 0.0, 0.999, 1.0, 1.001, 1.5, 2.5, 2.9])
     find = jax.vmap(lambda start, s: flow_limit(lambda x: cubic(x, s), start, -10.0, 99.0))
-    x, leaves = jax.jit(find)(starts, jnp.full(9, 1.0))
+    x, leaves = quick_jit(find)(starts, jnp.full(9, 1.0))
     _close(x, [0, 0, 0, 0, 1, 2, 2, 2, 2], atol=1e-14)
     np.testing.assert_array_equal(leaves, 0)
     # The other way round only 1 attracts.
-    x, leaves = jax.jit(find)(starts, jnp.full(9, -1.0))
+    x, leaves = quick_jit(find)(starts, jnp.full(9, -1.0))
     _close(x[jnp.array([3, 4, 5, 6])], 1, atol=1e-14)
     np.testing.assert_array_equal(leaves, [-1, -1, 0, 0, 0, 0, 0, 1, 1])
 
@@ -84,7 +85,7 @@ def test_flow_limit_of_hard_functions():
     def find(fn, start):
         return flow_limit(fn, jnp.asarray(start), -9.0, 9.0)[0]
 
-    run = jax.jit(lambda: jnp.stack([find(fn, start) for fn, start, _, _ in functions]))
+    run = quick_jit(lambda: jnp.stack([find(fn, start) for fn, start, _, _ in functions]))
     for out, (_, _, want, atol) in zip(run(), functions, strict=True):
         assert abs(out - want) <= atol
 
@@ -93,7 +94,7 @@ def test_flow_limit_is_differentiable():
     root = lambda a: flow_limit(lambda x: a - x**3, jnp.asarray(1.0), 0.1, 10.0)[0]
     a = jnp.asarray(5.0)
     derivatives = [root, jax.grad(root), jax.jacfwd(jax.grad(root))]
-    value, first, second = jax.jit(lambda a: [fn(a) for fn in derivatives])(a)
+    value, first, second = quick_jit(lambda a: [fn(a) for fn in derivatives])(a)
     _close(value, 5 ** (1 / 3))
     _close(first, 5 ** (-2 / 3) / 3)
     _close(second, -2 / 9 * 5 ** (-5 / 3))
@@ -143,10 +144,10 @@ def test_maps_are_differentiable():
     at, h = jnp.array([1.3, 0.8, 0.4]), 1e-6
     fn = lambda at: jnp.stack(maps(*at))
     # Both ways from here, along each argument.
-    plus, minus = jax.jit(jax.vmap(fn))(
+    plus, minus = quick_jit(jax.vmap(fn))(
         at[None] + h * jnp.concatenate([jnp.eye(3), -jnp.eye(3)])
     ).reshape(2, 3, 2)
-    out = jax.jit(jax.jacrev(fn))(at)
+    out = quick_jit(jax.jacrev(fn))(at)
     _close(out.T, (plus - minus) / (2 * h), rtol=1e-8, atol=1e-9)
 
 
@@ -336,16 +337,16 @@ def test_gradients():
         return jnp.stack([out.q, out.c, out.chi_1, out.chi_q, out.depth_correlation])
 
     at, h = jnp.array([1.7, 0.3]), 1e-5
-    limits_jit = jax.jit(jax.vmap(limits))
+    limits_jit = quick_jit(jax.vmap(limits))
     steps = h * jnp.array([[1.0, 0], [0, 1]])
     want = (limits_jit(at[None] + steps) - limits_jit(at[None] - steps)) / (2 * h)
-    _close(jax.jit(jax.jacrev(limits))(at), want.T, 1e-7)
+    _close(quick_jit(jax.jacrev(limits))(at), want.T, 1e-7)
 
 
 def test_gradients_without_fixed_point():
     # Neither NaN, nor anything else than zero.
     q = lambda W_std: inn.signal_propagation(_block(inn.Relu(), W_std)).q
-    _close(jax.jit(jax.vmap(jax.grad(q)))(jnp.array([1.2, 1.6])), 0)
+    _close(quick_jit(jax.vmap(jax.grad(q)))(jnp.array([1.2, 1.6])), 0)
 
 
 #
@@ -398,7 +399,7 @@ def test_gradient_of_edge():
     edge = lambda b_std: inn.edge_of_chaos(inn.Erf(), b_std=b_std).W_std
     b_std, h = jnp.asarray(0.3), 1e-6
     difference = (edge(b_std + h) - edge(b_std - h)) / (2 * h)
-    _close(jax.jit(jax.grad(edge))(b_std), difference, 1e-7)
+    _close(quick_jit(jax.grad(edge))(b_std), difference, 1e-7)
 
 
 #

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from helpers import quick_jit
 
 import infinitenet as inn
 
@@ -88,6 +89,19 @@ _networks = {
         inn.Parallel([inn.Dense(4), inn.Sequential([inn.Dense(4, 0.5, 0.1), inn.Erf()])]),
         inn.FanInSum(),
     ],
+    "joined": [
+        inn.Dense(4, 1.1, 0.2),
+        inn.Product([inn.Dense(3), inn.Sequential([inn.Erf(), inn.Dense(3, 0.7)])]),
+        inn.Concatenate([inn.Dense(3), inn.Dense(2, 0.7)]),
+        inn.FanOut(2),
+        inn.Parallel([inn.Dense(2), inn.Dense(2, 0.8)]),
+        inn.FanInProd(),
+        inn.FanOut(2),
+        inn.Parallel([inn.Dense(2), inn.Dense(2, 0.8)]),
+        inn.FanInConcat(),
+        inn.Dense(2, 0.9),
+        inn.Residual(inn.Relu()),
+    ],
     "repeat": [
         inn.Dense(4, 1.1, 0.2),
         inn.Repeat(inn.Sequential([inn.Relu(), inn.Dense(4, 1.2, 0.1)]), 3),
@@ -166,8 +180,8 @@ def test_gradients(name):
     hyperparameters, static = eqx.partition(_net(name), eqx.is_array)
     of_pair = lambda h, *x: _of_pair(eqx.combine(h, static), *x)
     of_one = lambda h, x: _of_one(eqx.combine(h, static), x)
-    value, gradient = jax.jit(of_pair), jax.jit(jax.jacrev(of_pair))
-    value_of_one, gradient_of_one = jax.jit(of_one), jax.jit(jax.jacrev(of_one))
+    value, gradient = quick_jit(of_pair), quick_jit(jax.jacrev(of_pair))
+    value_of_one, gradient_of_one = quick_jit(of_one), quick_jit(jax.jacrev(of_one))
     for case, (x1, x2) in _inputs().items():
         checks = [(lambda h: value(h, x1, x2), gradient(hyperparameters, x1, x2))]  # noqa: B023
         if case in ("equal", "zeros"):
@@ -187,8 +201,8 @@ def test_gradients(name):
 @_all
 def test_derivatives_along_inputs_are_finite(name):
     net = _net(name)
-    jacobian = jax.jit(jax.jacrev(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
-    forward = jax.jit(jax.jacfwd(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
+    jacobian = quick_jit(jax.jacrev(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
+    forward = quick_jit(jax.jacfwd(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
     for case, (x1, x2) in _inputs().items():
         backward = jacobian(x1, x2)
         for b, f in zip(backward, forward(x1, x2), strict=True):

@@ -151,7 +151,7 @@ class AbstractGlobalPool(AbstractLayer):
         """Of each of the positions along a dimension of this size."""
 
     @abc.abstractmethod
-    def weights(self, missing: Bool[Array, "*spatial"]) -> Float[Array, "*spatial"]:
+    def weigh(self, missing: Bool[Array, "*spatial"]) -> Float[Array, "*spatial"]:
         """Of each position if some are missing."""
 
     def _matrices(self, spatial: Sequence[int]) -> list[np.ndarray]:
@@ -168,7 +168,7 @@ class AbstractGlobalPool(AbstractLayer):
         missing, x = inputs.positions.missing, inputs.array
         if missing is None:
             return inputs.through(self(x, key=key))
-        out = jnp.tensordot(self.weights(missing).astype(x.dtype), x, missing.ndim)
+        out = jnp.tensordot(self.weigh(missing).astype(x.dtype), x, missing.ndim)
         return inputs.through(out, self.mask)
 
     def mask(self, missing):
@@ -191,7 +191,7 @@ class AbstractGlobalPool(AbstractLayer):
         if missing1 is None or missing2 is None:
             out = k.map(self._matrices(k.spatial)).array.reshape(())
             return Covariance(out, Pairs.SAME)
-        w1, w2 = (self.weights(m).reshape(-1) for m in (missing1, missing2))
+        w1, w2 = (self.weigh(m).reshape(-1) for m in (missing1, missing2))
         size = math.prod(k.spatial)
         dot = lambda a, b: jnp.dot(a, b, precision=lax.Precision.HIGHEST)
         matrix = k.array.reshape(size, size)
@@ -213,7 +213,7 @@ class GlobalAvgPool(AbstractGlobalPool):
     def weight(self, size):
         return 1 / size
 
-    def weights(self, missing):
+    def weigh(self, missing):
         present = ~missing
         return present / jnp.maximum(jnp.sum(present), 1)
 
@@ -232,5 +232,5 @@ class GlobalSumPool(AbstractGlobalPool):
         del size
         return 1.0
 
-    def weights(self, missing):
+    def weigh(self, missing):
         return (~missing).astype(float)

@@ -192,8 +192,8 @@ class HardTanh(AbstractPointwise):
     By quadrature in one dimension, as its kinks are not at zero.
 
     ??? cite "Reference"
-        Price, A useful theorem for nonlinear devices having Gaussian inputs, IRE Transactions
-        on Information Theory 1958.
+        Price, A useful theorem for nonlinear devices having Gaussian inputs, IRE
+        Transactions on Information Theory 1958.
     """
 
     @property

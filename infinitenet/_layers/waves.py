@@ -3,6 +3,7 @@
 import abc
 
 import equinox as eqx
+import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -25,6 +26,14 @@ def _damped(
     return scale * jnp.where(x < 0, m, -m), scale * (2 + m)
 
 
+def _not_negative(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Where rounding made it so, out of sight of differentiation.
+
+    Or else the exponential of large variances would be beyond all bounds.
+    """
+    return x + lax.stop_gradient(jnp.maximum(x, 0) - x)
+
+
 def _magnitude(k: Float[Array, "..."]) -> Float[Array, "..."]:
     """As in `_damped`, such that derivatives cancel."""
     return jnp.where(k < 0, -k, k)
@@ -43,7 +52,7 @@ class AbstractWave(AbstractPointwise):
         a, b, cos, sin = self.wave(k.dtype)
         y, square = _magnitude(k), b * b
         # From differences, which are exact for similar inputs.
-        excess = square * (((q1 - y) + (q2 - y)) / 2)
+        excess = square * _not_negative(((q1 - y) + (q2 - y)) / 2)
         sines, cosines = _damped(excess, square * k)
         return a * a * (cos * cos * sines + sin * sin * cosines)
 
@@ -153,7 +162,8 @@ class Rbf(AbstractPointwise):
 
     def dual(self, q1, k, q2):
         # From differences, which are exact for similar inputs.
-        return jnp.exp(-self.gamma.astype(k.dtype) * ((q1 - k) + (q2 - k)))
+        distance = _not_negative((q1 - k) + (q2 - k))
+        return jnp.exp(-self.gamma.astype(k.dtype) * distance)
 
 
 Rbf.__init__.__doc__ = """**Arguments:**
