@@ -61,9 +61,13 @@ def _example_axis(axis):
     return axis - 1 if axis > 0 else axis
 
 
+def _example_axes(axes):
+    return [_example_axis(int(axis)) for axis in np.atleast_1d(axes)]
+
+
 def _aggregate(spec):
     axis = spec["aggregate_axis"]
-    axis = None if axis is None else tuple(map(_example_axis, np.atleast_1d(axis)))
+    axis = None if axis is None else _example_axes(axis)
     kinds = {"DENSE": inn.Aggregate, "SPARSE": inn.SparseAggregate}
     return kinds[spec["implementation"]](axis)
 
@@ -137,9 +141,7 @@ _builders = {
     "Identity": lambda s: inn.Identity(),
     "ImageResize": lambda s: inn.ImageResize(s["shape"][1:-1], s["method"], s["antialias"]),
     "Index": _index,
-    "LayerNorm": lambda s: inn.LayerNorm(
-        [_example_axis(a) for a in np.atleast_1d(s["axis"])], s["eps"]
-    ),
+    "LayerNorm": lambda s: inn.LayerNorm(_example_axes(s["axis"]), s["eps"]),
     "LeakyRelu": lambda s: inn.LeakyRelu(s["alpha"]),
     "Monomial": lambda s: inn.Monomial(s["degree"]),
     "Parallel": lambda s: inn.Parallel([build(branch) for branch in s["branches"]]),

@@ -86,15 +86,18 @@ def test_concatenation_of_positions(axis):
     got = inn.gram(net, x, y, demand=everything)
     parts = [inn.gram(b, x, y, demand=everything) for b in branches]
     n = parts[0].nngp.shape[2 + axis]
-    first, last = [np.s_[:]] * 6, [np.s_[:]] * 6
-    mixed = [np.s_[:]] * 6
-    first[2 + axis] = first[4 + axis] = mixed[2 + axis] = np.s_[:n]
-    last[2 + axis] = last[4 + axis] = mixed[4 + axis] = np.s_[n:]
+    before, after = slice(None, n), slice(n, None)
+
+    def block(of_p, of_q):
+        index = [slice(None)] * 6
+        index[2 + axis], index[4 + axis] = of_p, of_q
+        return tuple(index)
+
     for name in ("nngp", "ntk"):
         k, a, b = (np.asarray(getattr(g, name)) for g in (got, *parts))
-        np.testing.assert_allclose(k[tuple(first)], a, rtol=1e-12)
-        np.testing.assert_allclose(k[tuple(last)], b, rtol=1e-12)
-        np.testing.assert_array_equal(k[tuple(mixed)], 0)
+        np.testing.assert_allclose(k[block(before, before)], a, rtol=1e-12)
+        np.testing.assert_allclose(k[block(after, after)], b, rtol=1e-12)
+        np.testing.assert_array_equal(k[block(before, after)], 0)
     same = inn.gram(net, x, y)
     size = got.nngp.shape[2:4]
     flat = np.asarray(got.ntk).reshape(2, 2, np.prod(size), -1)
