@@ -2,11 +2,9 @@ import os
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers already use every core, and most programs run for less time than it takes
-    # to compile them.
+    # The workers already use every core.
     os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "")
-        + " --xla_cpu_multi_thread_eigen=false --xla_llvm_disable_expensive_passes=true"
+        os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
     )
 # Nothing in the tests opens a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
