@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import quick_jit
 from jax.flatten_util import ravel_pytree
 from nonlinearities import quadrature as _quadrature
 
@@ -176,9 +175,9 @@ def test_derivatives(name):
 def test_derivatives_on_the_diagonal(name):
     """Along the variance of copies, where those along each argument may be infinite."""
     layer, *_ = _quadrature[name]
-    fn = quick_jit(lambda q: jnp.stack(_dual(layer, q, q, q)))
+    fn = jax.jit(lambda q: jnp.stack(_dual(layer, q, q, q)))
     q, step = np.asarray([0.1, 1.0, 4.0, 100.0]), 1e-3
-    got = quick_jit(lambda q: jax.jvp(fn, (q,), (q,))[1])(q)
+    got = jax.jit(lambda q: jax.jvp(fn, (q,), (q,))[1])(q)
     at = lambda h: np.asarray(fn(q * (1 + h * step)))
     want = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
     np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-8)
@@ -198,11 +197,11 @@ def test_parameters():
     for layer in (inn.Elu(1.3), inn.Elementwise(Scaled(jnp.asarray([1.2, 0.3])))):
         p, unravel = ravel_pytree(eqx.filter(layer, eqx.is_array))
         static = eqx.filter(layer, eqx.is_array, inverse=True)
-        fn = quick_jit(lambda p: jnp.stack(_dual(eqx.combine(unravel(p), static), *args)))  # noqa: B023
-        forward, reverse = quick_jit(jax.jacfwd(fn))(p), quick_jit(jax.jacrev(fn))(p)
+        fn = jax.jit(lambda p: jnp.stack(_dual(eqx.combine(unravel(p), static), *args)))  # noqa: B023
+        forward, reverse = jax.jit(jax.jacfwd(fn))(p), jax.jit(jax.jacrev(fn))(p)
         np.testing.assert_allclose(forward, reverse, rtol=1e-10)
         moved = p[None] + 1e-5 * np.concatenate([np.eye(p.size), -np.eye(p.size)])
-        up, down = np.split(np.asarray(quick_jit(jax.vmap(fn))(moved)), 2)
+        up, down = np.split(np.asarray(jax.jit(jax.vmap(fn))(moved)), 2)
         want = np.moveaxis((up - down) / 2e-5, 0, -1)
         np.testing.assert_allclose(forward, want, atol=1e-8)
 
@@ -276,7 +275,7 @@ def test_many_inputs(name):
     np.fill_diagonal(c, 1)
     for factor in (0.9, 1):  # Without and with some that series do not serve.
         k = factor * c * np.sqrt(q[:, None] * q)
-        rows = quick_jit(jax.vmap(jax.vmap(_dual, (None, None, 0, 0)), (None, 0, 0, None)))
+        rows = jax.jit(jax.vmap(jax.vmap(_dual, (None, None, 0, 0)), (None, 0, 0, None)))
         flat = [np.broadcast_to(a, k.shape).ravel() for a in (q[:, None], k, q)]
         for got, want in zip(rows(layer, q, k, q), _dual(layer, *flat), strict=True):
             np.testing.assert_allclose(got.ravel(), want, rtol=1e-9, atol=1e-10)
@@ -329,7 +328,7 @@ def test_memory(shared):
     k = jax.ShapeDtypeStruct((400, 400), float)
     column, row = (jax.ShapeDtypeStruct(shape, float) for shape in ((400, 1), (1, 400)))
     args = (column, k, row) if shared else (k, k, k)
-    fn = quick_jit(lambda *args: _dual(inn.Tanh(), *args))
+    fn = jax.jit(lambda *args: _dual(inn.Tanh(), *args))
     analysis = fn.lower(*args).compile().memory_analysis()
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 20 * 8 * 400**2

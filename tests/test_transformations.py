@@ -99,8 +99,6 @@ _networks = {
         inn.FanOut(2),
         inn.Parallel([inn.Dense(2), inn.Dense(2, 0.8)]),
         inn.FanInConcat(),
-        inn.Dense(2, 0.9),
-        inn.Residual(inn.Relu()),
     ],
     "repeat": [
         inn.Dense(4, 1.1, 0.2),
