@@ -9,6 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
+def to_strides(strides: tuple[int, ...] | None, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Of 1 by default."""
+    return (1,) * len(size) if strides is None else strides
+
+
 class Window(NamedTuple):
     """A window of some size, moved by strides over an input with padding.
 

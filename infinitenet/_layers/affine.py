@@ -14,7 +14,7 @@ from .._hyperparameters import (
 )
 from .._parameterization import AbstractParameterization, to_parameterization
 from .._path import LayerError
-from .._window import Window
+from .._window import to_strides, Window
 
 
 class Dense(AbstractAffine):
@@ -142,8 +142,7 @@ class Conv(AbstractAffine):
 
     @property
     def window(self) -> Window:
-        ones = (1,) * len(self.filter_shape)
-        strides = ones if self.strides is None else self.strides
+        strides = to_strides(self.strides, self.filter_shape)
         return Window(self.filter_shape, strides, self.padding)
 
     def out_spatial(self, spatial):

@@ -18,7 +18,7 @@ from .._hyperparameters import (
 )
 from .._parameterization import AbstractParameterization, to_parameterization
 from .._path import LayerError
-from .._window import TransposedWindow, Window
+from .._window import to_strides, TransposedWindow, Window
 
 
 class ConvTranspose(AbstractAffine):
@@ -93,8 +93,7 @@ class ConvTranspose(AbstractAffine):
 
     @property
     def window(self) -> TransposedWindow:
-        ones = (1,) * len(self.filter_shape)
-        strides = ones if self.strides is None else self.strides
+        strides = to_strides(self.strides, self.filter_shape)
         return TransposedWindow(self.filter_shape, strides, self.padding)
 
     def out_spatial(self, spatial):
@@ -171,8 +170,7 @@ class ConvLocal(AbstractAffine):
 
     @property
     def window(self) -> Window:
-        ones = (1,) * len(self.filter_shape)
-        strides = ones if self.strides is None else self.strides
+        strides = to_strides(self.strides, self.filter_shape)
         return Window(self.filter_shape, strides, self.padding)
 
     def out_spatial(self, spatial):

@@ -1,5 +1,6 @@
 """Layers that have no kernel in closed form: for finite networks."""
 
+import abc
 import math
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+from equinox import AbstractVar
 from jaxtyping import Array, Bool, Float
 
 from .._hyperparameters import (
@@ -20,7 +22,7 @@ from .._inputs import Inputs
 from .._layer import AbstractLayer
 from .._path import LayerError
 from .._signal import Signal
-from .._window import Window
+from .._window import to_strides, Window
 
 
 class AbstractFiniteOnly(AbstractLayer):
@@ -64,8 +66,7 @@ class MaxPool(AbstractFiniteOnly):
 
     @property
     def window(self) -> Window:
-        ones = (1,) * len(self.window_shape)
-        strides = ones if self.strides is None else self.strides
+        strides = to_strides(self.strides, self.window_shape)
         return Window(self.window_shape, strides, self.padding)
 
     def check(self, signal):
@@ -188,7 +189,30 @@ def _check_axes(layer: AbstractLayer, axis: Sequence[int], ndim: int) -> None:
         )
 
 
-class Softmax(AbstractFiniteOnly):
+class AbstractSoftmax(AbstractFiniteOnly):
+    """A function of all activations along some axes."""
+
+    axis: AbstractVar[tuple[int, ...]]
+
+    @abc.abstractmethod
+    def function(
+        self, x: Float[Array, "*shape"], where: Bool[Array, "*#shape"] | None
+    ) -> Float[Array, "*shape"]:
+        """Of the activations that are there."""
+
+    def check(self, signal):
+        _check_axes(self, self.axis, len(signal.shape))
+        return _any(signal, signal.shape)
+
+    def __call__(self, x, *, key=None):
+        return self.carry(Inputs(x), key=key).array
+
+    def carry(self, inputs, *, key=None):
+        del key
+        return inputs.through(self.function(inputs.array, _where(inputs)), self.mask)
+
+
+class Softmax(AbstractSoftmax):
     r"""$z_i = e^{x_i} / \sum_j e^{x_j}$, of positions that are not missing.
 
     It has no kernel in closed form.
@@ -196,20 +220,11 @@ class Softmax(AbstractFiniteOnly):
 
     axis: tuple[int, ...] = eqx.field(default=(-1,), static=True, converter=to_sizes)
 
-    def check(self, signal):
-        _check_axes(self, self.axis, len(signal.shape))
-        return _any(signal, signal.shape)
-
-    def __call__(self, x, *, key=None):
-        return self.carry(Inputs(x), key=key).array
-
-    def carry(self, inputs, *, key=None):
-        del key
-        out = jax.nn.softmax(inputs.array, self.axis, where=_where(inputs))
-        return inputs.through(out, self.mask)
+    def function(self, x, where):
+        return jax.nn.softmax(x, self.axis, where=where)
 
 
-class LogSoftmax(AbstractFiniteOnly):
+class LogSoftmax(AbstractSoftmax):
     r"""$z_i = x_i - \log \sum_j e^{x_j}$, of positions that are not missing.
 
     It has no kernel in closed form.
@@ -217,17 +232,8 @@ class LogSoftmax(AbstractFiniteOnly):
 
     axis: tuple[int, ...] = eqx.field(default=(-1,), static=True, converter=to_sizes)
 
-    def check(self, signal):
-        _check_axes(self, self.axis, len(signal.shape))
-        return _any(signal, signal.shape)
-
-    def __call__(self, x, *, key=None):
-        return self.carry(Inputs(x), key=key).array
-
-    def carry(self, inputs, *, key=None):
-        del key
-        out = jax.nn.log_softmax(inputs.array, self.axis, where=_where(inputs))
-        return inputs.through(out, self.mask)
+    def function(self, x, where):
+        return jax.nn.log_softmax(x, self.axis, where=where)
 
 
 for _cls in (Softmax, LogSoftmax):

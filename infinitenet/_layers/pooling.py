@@ -17,7 +17,7 @@ from .._hyperparameters import check_window, to_optional_sizes, to_sizes
 from .._inputs import Positions
 from .._layer import AbstractLayer
 from .._path import LayerError
-from .._window import Window
+from .._window import to_strides, Window
 
 
 def _pool(x: Float[Array, "*spatial channels"], matrices: Sequence[np.ndarray]):
@@ -47,8 +47,7 @@ class AbstractPool(AbstractLayer):
 
     @property
     def window(self) -> Window:
-        ones = (1,) * len(self.window_shape)
-        strides = ones if self.strides is None else self.strides
+        strides = to_strides(self.strides, self.window_shape)
         return Window(self.window_shape, strides, self.padding)
 
     def check(self, signal):
