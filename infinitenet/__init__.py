@@ -21,7 +21,8 @@ from ._ensemble import (
     train_ensemble as train_ensemble,
     TrainedEnsemble as TrainedEnsemble,
 )
-from ._flow import (
+from ._gram import gram as gram
+from ._inference.flow import (
     AbstractTrained as AbstractTrained,
     AllLayers as AllLayers,
     gradient_flow as gradient_flow,
@@ -31,8 +32,8 @@ from ._flow import (
     LastLayer as LastLayer,
     max_learning_rate as max_learning_rate,
 )
-from ._gp import condition as condition, Posterior as Posterior
-from ._gram import gram as gram
+from ._inference.gp import condition as condition, Posterior as Posterior
+from ._inference.solution import Prediction as Prediction
 from ._inputs import Inputs as Inputs, Positions as Positions
 from ._kernel import Demand as Demand, Kernel as Kernel
 from ._layer import (
@@ -150,7 +151,6 @@ from ._propagation import (
     SignalPropagation as SignalPropagation,
 )
 from ._signal import Signal as Signal
-from ._solution import Prediction as Prediction
 from ._training import evaluate_ensemble as evaluate_ensemble
 from ._vector_maps import (
     correlation_map as correlation_map,

@@ -6,8 +6,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ._checks import check_finite, check_floating, check_shape
-from ._solution import Prediction
-from ._spectral import dot
+from ._inference.solution import Prediction
+from ._inference.spectral import dot
 from ._tracing import is_traced
 
 

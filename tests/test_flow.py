@@ -18,14 +18,14 @@ import pytest
 import scipy.linalg
 from jax.test_util import check_grads
 
-from infinitenet._flow import (
+from infinitenet._inference.flow import (
     AllLayers,
     gradient_flow,
     infinite_ensemble,
     LastLayer,
     max_learning_rate,
 )
-from infinitenet._gp import condition
+from infinitenet._inference.gp import condition
 from infinitenet._matrices import Gram
 
 

@@ -19,7 +19,7 @@ import pytest
 import scipy.stats
 from jax.test_util import check_grads
 
-from infinitenet._gp import condition
+from infinitenet._inference.gp import condition
 
 
 _folder = pathlib.Path(__file__).parent / "oracle"

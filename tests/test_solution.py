@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from infinitenet._solution import Prediction
-from infinitenet._spectral import (
+from infinitenet._inference.solution import Prediction
+from infinitenet._inference.spectral import (
     decompose,
     INTEGRAL,
     MOVED,

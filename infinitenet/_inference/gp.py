@@ -9,7 +9,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._checks import (
+from .._checks import (
     check_cross_kernel,
     check_diag_reg,
     check_finite,
@@ -21,9 +21,9 @@ from ._checks import (
     guard,
     indefinite,
 )
-from ._solution import Prediction
-from ._spectral import dot, unit_rounding
-from ._tracing import is_traced
+from .._tracing import is_traced
+from .solution import Prediction
+from .spectral import dot, unit_rounding
 
 
 def regularise(

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._checks import guard
-from ._spectral import safe_sqrt, spectral_apply, SQRT, unit_rounding
-from ._tracing import is_traced
+from .._checks import guard
+from .._tracing import is_traced
+from .spectral import safe_sqrt, spectral_apply, SQRT, unit_rounding
 
 
 _no_covariance = (

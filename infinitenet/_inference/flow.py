@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._checks import (
+from .._checks import (
     check_cross_kernel,
     check_kernel,
     check_not_negative,
@@ -21,10 +21,10 @@ from ._checks import (
     check_test_kernel,
     check_times,
 )
-from ._gp import regularise, rounding_bound
-from ._matrices import check_gram, Gram
-from ._solution import Prediction
-from ._spectral import (
+from .._matrices import check_gram, Gram
+from .gp import regularise, rounding_bound
+from .solution import Prediction
+from .spectral import (
     decompose,
     dot,
     INTEGRAL,

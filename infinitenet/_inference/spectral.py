@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import guard, indefinite
-from ._tracing import is_traced
+from .._checks import guard, indefinite
+from .._tracing import is_traced
 
 
 # Products are exact to the dtype's precision on all hardware.

@@ -1,0 +1,1 @@
+"""Inference, given kernel matrices; and its thin entry points, given networks."""
