@@ -2,7 +2,8 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,6 +25,49 @@ def to_scalar(value: Scalar) -> Float[Array, ""]:
 
 def to_optional_scalar(value: Scalar | None) -> Float[Array, ""] | None:
     return None if value is None else to_scalar(value)
+
+
+class Domain(NamedTuple):
+    """Which values a hyperparameter has, and a scale on which it can be any real number.
+
+    - `to_real`: to that scale. Not finite at the ends of the domain.
+    - `from_real`: its inverse.
+    - `learnt`: whether to learn it if nothing else is said.
+    """
+
+    to_real: Callable[[Array], Array]
+    from_real: Callable[[Array], Array]
+    learnt: bool = True
+
+    def of_field(self) -> dict[str, Any]:
+        """For the declaration of a layer's hyperparameter, `eqx.field(metadata=...)`."""
+        return {"domain": self}
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def _log_of_minus(x: Array) -> Array:
+    return jnp.log(-x)
+
+
+def _minus_exp(x: Array) -> Array:
+    return -jnp.exp(x)
+
+
+# Of fields that are declared without any, if they are scalars.
+REAL_DOMAIN = Domain(_same, _same)
+POSITIVE_DOMAIN = Domain(jnp.log, jnp.exp)
+
+# Metadata of fields.
+REAL = REAL_DOMAIN.of_field()
+POSITIVE = POSITIVE_DOMAIN.of_field()
+NEGATIVE = Domain(_log_of_minus, _minus_exp).of_field()
+# Safeguards, such as what is added to variances before dividing by them.
+SAFEGUARD = POSITIVE_DOMAIN._replace(learnt=False).of_field()
+# Of noise in training. The marginal likelihood knows it as noise of the prior.
+PROBABILITY = Domain(jax.scipy.special.logit, jax.nn.sigmoid, learnt=False).of_field()
 
 
 def check_scalars(layer: eqx.Module) -> None:

@@ -7,6 +7,7 @@ from .._affine import AbstractAffine, AffineWeights, convolve
 from .._custom_types import Scalar, Sizes
 from .._hyperparameters import (
     check_window,
+    POSITIVE,
     to_optional_scalar,
     to_optional_sizes,
     to_scalar,
@@ -30,8 +31,10 @@ class Dense(AbstractAffine):
     """
 
     width: int = eqx.field(static=True)
-    W_std: Float[Array, ""] = eqx.field(converter=to_scalar)
-    b_std: Float[Array, ""] | None = eqx.field(converter=to_optional_scalar)
+    W_std: Float[Array, ""] = eqx.field(converter=to_scalar, metadata=POSITIVE)
+    b_std: Float[Array, ""] | None = eqx.field(
+        converter=to_optional_scalar, metadata=POSITIVE
+    )
     parameterization: AbstractParameterization = eqx.field(converter=to_parameterization)
     weights: AffineWeights | None
 
@@ -99,8 +102,10 @@ class Conv(AbstractAffine):
     filter_shape: tuple[int, ...] = eqx.field(static=True)
     strides: tuple[int, ...] | None = eqx.field(static=True)
     padding: str = eqx.field(static=True)
-    W_std: Float[Array, ""] = eqx.field(converter=to_scalar)
-    b_std: Float[Array, ""] | None = eqx.field(converter=to_optional_scalar)
+    W_std: Float[Array, ""] = eqx.field(converter=to_scalar, metadata=POSITIVE)
+    b_std: Float[Array, ""] | None = eqx.field(
+        converter=to_optional_scalar, metadata=POSITIVE
+    )
     parameterization: AbstractParameterization = eqx.field(converter=to_parameterization)
     weights: AffineWeights | None
 

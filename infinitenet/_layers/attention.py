@@ -14,7 +14,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._covariance import Covariance, Pairs
-from .._hyperparameters import check_scale, check_width, to_optional_scalar, to_scalar
+from .._hyperparameters import (
+    check_scale,
+    check_width,
+    POSITIVE,
+    to_optional_scalar,
+    to_scalar,
+)
 from .._inputs import Inputs
 from .._kernel import Demand, Kernel
 from .._layer import AbstractLayer, uninitialised
@@ -85,11 +91,21 @@ class SelfAttention(AbstractLayer):
     n_chan_val: int = eqx.field(static=True)
     n_heads: int = eqx.field(static=True)
     linear_scaling: bool = eqx.field(default=True, static=True)
-    W_key_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    W_value_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    W_query_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    W_out_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    b_std: Float[Array, ""] | None = eqx.field(default=None, converter=to_optional_scalar)
+    W_key_std: Float[Array, ""] = eqx.field(
+        default=1.0, converter=to_scalar, metadata=POSITIVE
+    )
+    W_value_std: Float[Array, ""] = eqx.field(
+        default=1.0, converter=to_scalar, metadata=POSITIVE
+    )
+    W_query_std: Float[Array, ""] = eqx.field(
+        default=1.0, converter=to_scalar, metadata=POSITIVE
+    )
+    W_out_std: Float[Array, ""] = eqx.field(
+        default=1.0, converter=to_scalar, metadata=POSITIVE
+    )
+    b_std: Float[Array, ""] | None = eqx.field(
+        default=None, converter=to_optional_scalar, metadata=POSITIVE
+    )
     attention_mechanism: Literal["SOFTMAX", "IDENTITY", "ABS", "RELU"] = eqx.field(
         default="SOFTMAX", static=True
     )
@@ -97,7 +113,9 @@ class SelfAttention(AbstractLayer):
     pos_emb_p_norm: float | int = eqx.field(default=2, static=True)
     pos_emb_decay_fn: Callable[[Any], Any] | None = eqx.field(default=None, static=True)
     n_chan_pos_emb: int | None = eqx.field(default=None, static=True)
-    W_pos_emb_std: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
+    W_pos_emb_std: Float[Array, ""] = eqx.field(
+        default=1.0, converter=to_scalar, metadata=POSITIVE
+    )
     val_pos_emb: bool = eqx.field(default=False, static=True)
     weights: AttentionWeights | None = eqx.field(default=None, kw_only=True)
 

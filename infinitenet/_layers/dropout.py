@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._covariance import Covariance, Pairs
-from .._hyperparameters import to_scalar
+from .._hyperparameters import PROBABILITY, to_scalar
 from .._layer import AbstractLayer
 from .._path import LayerError
 from .._tracing import is_traced
@@ -30,7 +30,7 @@ class Dropout(AbstractLayer):
         2017: section 4 (dropout).
     """
 
-    keep_rate: Float[Array, ""] = eqx.field(converter=to_scalar)
+    keep_rate: Float[Array, ""] = eqx.field(converter=to_scalar, metadata=PROBABILITY)
     mode: Literal["train", "test"] = eqx.field(default="train", static=True)
 
     def __check_init__(self):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._hyperparameters import check_number, check_scale, to_scalar
+from .._hyperparameters import check_number, check_scale, NEGATIVE, POSITIVE, to_scalar
 from .._path import LayerError
 from .._pointwise import AbstractPointwise
 from .._special import arc_sine, dense, roots, sum_known
@@ -25,7 +25,7 @@ class Gaussian(AbstractPointwise):
     """
 
     a: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
-    b: Float[Array, ""] = eqx.field(default=-1.0, converter=to_scalar)
+    b: Float[Array, ""] = eqx.field(default=-1.0, converter=to_scalar, metadata=NEGATIVE)
 
     def __check_init__(self):
         check_number(self, "a", self.a)
@@ -136,7 +136,7 @@ class ExpNormalized(AbstractPointwise):
         Mairal, Koniusz, Harchaoui & Schmid, Convolutional Kernel Networks, NeurIPS 2014.
     """
 
-    gamma: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
+    gamma: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar, metadata=POSITIVE)
     shift: Float[Array, ""] = eqx.field(default=-1.0, converter=to_scalar)
     do_clip: bool = eqx.field(default=False, static=True)
 

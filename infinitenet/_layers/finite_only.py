@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from .._hyperparameters import (
     check_scale,
     check_window,
+    SAFEGUARD,
     to_optional_sizes,
     to_scalar,
     to_sizes,
@@ -125,7 +126,7 @@ class BatchNorm(AbstractFiniteOnly):
     """
 
     axis_name: str = eqx.field(default="batch", static=True)
-    eps: Float[Array, ""] = eqx.field(default=1e-5, converter=to_scalar)
+    eps: Float[Array, ""] = eqx.field(default=1e-5, converter=to_scalar, metadata=SAFEGUARD)
 
     def __check_init__(self):
         check_scale(self, "eps", self.eps)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._covariance import Covariance, Pairs
-from .._hyperparameters import check_scale, to_scalar, to_sizes
+from .._hyperparameters import check_scale, SAFEGUARD, to_scalar, to_sizes
 from .._inputs import Inputs, Positions
 from .._layer import AbstractLayer
 from .._path import LayerError
@@ -33,7 +33,9 @@ class LayerNorm(AbstractLayer):
     """
 
     axis: tuple[int, ...] = eqx.field(default=(-1,), static=True, converter=to_sizes)
-    eps: Float[Array, ""] = eqx.field(default=1e-12, converter=to_scalar)
+    eps: Float[Array, ""] = eqx.field(
+        default=1e-12, converter=to_scalar, metadata=SAFEGUARD
+    )
 
     def __check_init__(self):
         check_scale(self, "eps", self.eps)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._custom_types import Scalar
-from .._hyperparameters import check_degree, check_number
+from .._hyperparameters import check_degree, check_number, REAL
 from .._path import LayerError
 from .._pointwise import AbstractPointwise
 from .._tracing import is_traced
@@ -127,7 +127,7 @@ class Polynomial(AbstractPointwise):
         2016: section 4.
     """
 
-    coef: Float[Array, " n"] = eqx.field(converter=_to_coefficients)
+    coef: Float[Array, " n"] = eqx.field(converter=_to_coefficients, metadata=REAL)
 
     def __check_init__(self):
         check_number(self, "coef", self.coef)

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._hyperparameters import check_number, check_scale, to_optional_scalar, to_scalar
+from .._hyperparameters import (
+    check_number,
+    check_scale,
+    POSITIVE,
+    to_optional_scalar,
+    to_scalar,
+)
 from .._pointwise import AbstractPointwise
 from .._special import arc_sine
 
@@ -150,7 +156,7 @@ class Rbf(AbstractPointwise):
         section 3.
     """
 
-    gamma: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar)
+    gamma: Float[Array, ""] = eqx.field(default=1.0, converter=to_scalar, metadata=POSITIVE)
 
     def __check_init__(self):
         check_scale(self, "gamma", self.gamma)
