@@ -150,7 +150,7 @@ def check_kernel(name: str, k: ArrayLike) -> Float[Array, "n n"]:
     - `name`: the argument's name, for the message.
     - `k`: shape `(n, n)`.
 
-    **Returns:** its symmetric part.
+    **Returns:** its symmetric part, which is `k` itself if that is known to be symmetric.
 
     **Raises:** `ValueError` if it is not so.
     """
@@ -177,6 +177,10 @@ def check_kernel(name: str, k: ArrayLike) -> Float[Array, "n n"]:
         ),
         message,
     )
+    if not is_traced(k):
+        with jax.ensure_compile_time_eval():
+            if _asymmetry(k) == 0:
+                return k  # Large kernels need no copy.
     return _symmetric_part(k)
 
 
@@ -217,6 +221,18 @@ def check_test_kernel(
     k = check_kernel(name, k)
     because = "one row and column for each row of `k_test_train`"
     return check_shape(name, k, (n_test, n_test), because).astype(dtype)
+
+
+def check_test_diagonal(
+    name: str, k: ArrayLike, n_test: int, dtype: np.dtype
+) -> Float[Array, " n_test"]:
+    """The kernel of each test example with itself.
+
+    **Raises:** `ValueError` if it is of other shape, not floating, or not finite.
+    """
+    k = check_floating(name, k, _dtype_remedy)
+    k = check_shape(name, k, (n_test,), "a variance for each row of `k_test_train`")
+    return check_finite(name, k, _kernel_remedy).astype(dtype)
 
 
 def check_targets(
@@ -284,19 +300,35 @@ def check_times(t: ArrayLike | None, dtype: np.dtype) -> Float[Array, "*times"]:
     return check_not_negative("t", t, dtype, remedy)
 
 
-def check_diag_reg(diag_reg: ArrayLike, dtype: np.dtype) -> Float[Array, ""]:
-    """A finite number, of at least zero.
+def check_diag_reg(diag_reg: ArrayLike, n: int, dtype: np.dtype) -> Float[Array, "..."]:
+    """A finite number of at least zero, or one for each of `n` examples.
 
     **Raises:** `ValueError` if it is not so.
     """
     remedy = "It is added to the kernel's diagonal, as the variance of noise would be."
-    if jnp.shape(diag_reg):
+    if jnp.shape(diag_reg) not in ((), (n,)):
         raise ValueError(
-            f"`diag_reg` must be a scalar, but it has shape {jnp.shape(diag_reg)}. For "
-            "noise that differs between examples, add it to the kernel's diagonal."
+            f"`diag_reg` must be a scalar, or of shape ({n},) with a number for each "
+            f"example, but it has shape {jnp.shape(diag_reg)}. {remedy}"
         )
     out = check_not_negative("diag_reg", diag_reg, dtype, remedy)
     return check_finite("diag_reg", out, remedy)
+
+
+# Above this many examples all eigenvalues take minutes, where a few factors take seconds.
+_MANY = 3000
+
+
+def _mending(k: Array) -> str:
+    """A `diag_reg` by which a large kernel has a Cholesky factor."""
+    n, high = len(k), float(jnp.max(jnp.abs(jnp.diagonal(k))))
+    more = n * float(jnp.finfo(k.dtype).eps) * high
+    while 0 < more <= high:
+        factor = jnp.linalg.cholesky(k + more * jnp.eye(n, dtype=k.dtype))
+        if jnp.all(jnp.isfinite(factor)):
+            return f" Here, `diag_reg={10 * more:.0e}` with `absolute=True` is enough."
+        more *= 10
+    return ""
 
 
 def indefinite(name: str, k: Array | None, reason: str) -> str:
@@ -315,8 +347,8 @@ def indefinite(name: str, k: Array | None, reason: str) -> str:
         "Give a larger `diag_reg`, leave out duplicates among the training "
         "examples, or use float64: `jax.config.update('jax_enable_x64', True)`."
     )
-    if k is None:
-        return f"`{name}`: {reason} {advice}"
+    if k is None or len(k) > _MANY:
+        return f"`{name}`: {reason} {advice}" + ("" if k is None else _mending(k))
     eigenvalues = jnp.linalg.eigvalsh(k)
     low, high = float(eigenvalues[0]), float(eigenvalues[-1])
     mean = float(jnp.mean(jnp.diagonal(k)))

@@ -111,13 +111,13 @@ _bad = {
     ),
     "time is nan": (lambda: check_times(np.nan, _f64), ["`t`", "nan"]),
     "negative diag_reg": (
-        lambda: check_diag_reg(-0.5, _f64),
+        lambda: check_diag_reg(-0.5, 2, _f64),
         ["`diag_reg`", "-0.5", "diagonal"],
     ),
-    "infinite diag_reg": (lambda: check_diag_reg(np.inf, _f64), ["`diag_reg`", "inf"]),
+    "infinite diag_reg": (lambda: check_diag_reg(np.inf, 2, _f64), ["`diag_reg`", "inf"]),
     "diag_reg for each example": (
-        lambda: check_diag_reg(np.ones(3), _f64),
-        ["`diag_reg`", "(3,)", "kernel's diagonal"],
+        lambda: check_diag_reg(np.ones(3), 2, _f64),
+        ["`diag_reg`", "(3,)", "(2,)", "kernel's diagonal"],
     ),
     "negative": (
         lambda: check_not_negative("m", -1, _f64, "Do."),

@@ -19,6 +19,7 @@ import pytest
 import scipy.stats
 from jax.test_util import check_grads
 
+from infinitenet._inference import cholesky
 from infinitenet._inference.gp import condition
 
 
@@ -82,8 +83,9 @@ def test_against_inverse(outputs, absolute, getkey):
     alone = posterior.predict(k_td)
     np.testing.assert_array_equal(alone.mean, p.mean)
     assert alone.covariance is None
-    variance = posterior.variance(k_td, jnp.diagonal(k_tt))
-    np.testing.assert_allclose(variance, np.diag(covariance), rtol=1e-10)
+    only = posterior.predict(k_td, jnp.diagonal(k_tt))
+    assert only.covariance is None
+    np.testing.assert_allclose(only.variance, np.diag(covariance), rtol=1e-10)
 
 
 def test_interpolates():
@@ -94,7 +96,7 @@ def test_interpolates():
     np.testing.assert_allclose(p.mean, y, atol=1e-11)
     assert p.std.max() < 1e-6
     # Some of these are negative before they are clipped.
-    assert posterior.variance(k_dd, jnp.diagonal(k_dd)).min() >= 0
+    assert posterior.predict(k_dd, jnp.diagonal(k_dd)).variance.min() >= 0
 
 
 @pytest.mark.parametrize("outputs", [(), (2,)])
@@ -107,19 +109,47 @@ def test_log_marginal_likelihood(outputs, getkey):
     np.testing.assert_allclose(out, want, rtol=1e-11)
 
 
-def test_sample(getkey):
+def test_noise_of_each_example(getkey):
     k_dd, k_td, k_tt = _kernels()
-    posterior = condition(k_dd, jr.normal(getkey(), (6, 2)), diag_reg=0.1)
-    key, p = getkey(), posterior.predict(k_td, k_tt)
-    out = posterior.sample(key, k_td, k_tt, 5)
-    assert out.shape == (5, 4, 2)
-    np.testing.assert_array_equal(out, p.sample(key, 5))
+    y, noise = jr.normal(getkey(), (6, 2)), jr.uniform(getkey(), (6,))
+    p = condition(k_dd, y, diag_reg=noise, absolute=True).predict(k_td, k_tt)
+    mean, covariance = _naive(k_dd + jnp.diag(noise), k_td, k_tt, y, 0)
+    np.testing.assert_allclose(p.mean, mean, rtol=1e-10)
+    np.testing.assert_allclose(p.covariance, covariance, rtol=1e-9, atol=1e-12)
+    relative = condition(3 * k_dd, y, diag_reg=noise)
+    expected = jnp.mean(jnp.diagonal(3 * k_dd)) * noise
+    np.testing.assert_allclose(relative.noise, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("noise", ["the same", "other", "of each"])
+def test_extend(noise, getkey):
+    k, y = _kernels(n=9)[0], jr.normal(getkey(), (9, 2))
+    first = {"the same": 0.1, "other": 0.2, "of each": jnp.linspace(0.1, 0.6, 6)}[noise]
+    new = {"the same": None, "other": 0.3, "of each": jnp.linspace(0.7, 0.9, 3)}[noise]
+    reg = (
+        0.1
+        if noise == "the same"
+        else jnp.zeros(9).at[:6].set(first).at[6:].set(jnp.asarray(new))
+    )
+    want = condition(k, y, diag_reg=reg, absolute=True)
+    out = condition(k[:6, :6], y[:6], diag_reg=first, absolute=True)
+    # One, then two.
+    cut = (lambda x, a, b: x[a:b] if jnp.ndim(x) else x) if new is not None else None
+    for a, b in ((6, 7), (7, 9)):
+        added = None if cut is None else cut(new, a - 6, b - 6)
+        out = out.extend(k[a:b, :a], k[a:b, a:b], y[a:b], diag_reg=added)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+    jax.tree.map(
+        same, (out.y_train, out.factor, out.weights), (y, want.factor, want.weights)
+    )
+    same(out.log_marginal_likelihood(), want.log_marginal_likelihood())
+    same(out.noise, want.noise)
 
 
 def _run(k_dd, k_td, k_tt, y, reg):
     posterior = condition(k_dd, y, diag_reg=reg)
     p = posterior.predict(k_td, k_tt)
-    variance = posterior.variance(k_td, jnp.diagonal(k_tt))
+    variance = posterior.predict(k_td, jnp.diagonal(k_tt)).variance
     sample = p.sample(jr.key(0), 2)
     return p.mean, p.std, variance, sample, posterior.log_marginal_likelihood()
 
@@ -162,7 +192,7 @@ def test_second_test_set_does_not_factorise(getkey):
 def test_variance_forms_no_square():
     k_dd, k_td, _ = _kernels(n_test=7)
     posterior = condition(k_dd, jnp.ones(6))
-    run = lambda k: posterior.variance(k, jnp.ones(7))
+    run = lambda k: posterior.predict(k, jnp.ones(7)).variance
     assert "f64[7,7]" not in str(jax.make_jaxpr(run)(k_td))
 
 
@@ -240,13 +270,26 @@ _bad = {
     "`k_test_train`.*transposed": lambda: condition(_k_dd, _y).predict(_k_td.T),
     "`k_test_test` must have": lambda: condition(_k_dd, _y).predict(_k_td, _k_dd),
     "`k_test_test` must be symm": lambda: condition(_k_dd, _y).predict(_k_td, _k_td[:, :4]),
-    "`k_test_test_diagonal`": lambda: condition(_k_dd, _y).variance(_k_td, _k_tt),
-    "`k_test_test_diagonal` has": lambda: condition(_k_dd, _y).variance(
+    "`k_test_test` must have shape \\(4,": lambda: condition(_k_dd, _y).predict(_k_td, _y),
+    "`k_test_test` has 4 entries": lambda: condition(_k_dd, _y).predict(
         _k_td, jnp.full(4, jnp.inf)
     ),
-    "far below zero.*same network": lambda: condition(_k_dd, _y).variance(
-        _k_td, -jnp.ones(4)
+    "far below zero.*same network": lambda: (
+        condition(_k_dd, _y).predict(_k_td, -jnp.ones(4)).variance
     ),
+    "no covariance": lambda: (
+        condition(_k_dd, _y).predict(_k_td, jnp.ones(4)).sample(jr.key(0), 1)
+    ),
+    "`diag_reg` must be a scalar, or": lambda: condition(_k_dd, _y, diag_reg=_y[:2]),
+    "`diag_reg` differs between": lambda: condition(_k_dd, _y, diag_reg=_y).extend(
+        _k_td, _k_tt, _y[:4]
+    ),
+    "`k_new_new`: it is not positive definite": lambda: condition(_k_dd, _y).extend(
+        _k_dd[:2], _k_dd[:2, :2], _y[:2]
+    ),
+    "`k_new_train`.*transposed": lambda: condition(_k_dd, _y).extend(_k_td.T, _k_tt, _y),
+    "`k_new_new` must have shape": lambda: condition(_k_dd, _y).extend(_k_td, _k_dd, _y),
+    "`y_new`.*one row": lambda: condition(_k_dd, _y).extend(_k_td, _k_tt, _y),
     "far below zero": lambda: condition(_k_dd, _y).predict(2 * _k_dd, _k_dd).std,
 }
 
@@ -259,6 +302,27 @@ def test_bad_arguments(message):
 
 def test_bad_variance_under_jit():
     posterior = condition(_k_dd, _y)
-    run = eqx.filter_jit(lambda k: posterior.variance(_k_td, k))
+    run = eqx.filter_jit(lambda k: posterior.predict(_k_td, k).variance)
     with pytest.raises(RuntimeError, match="far below zero"):
         jax.block_until_ready(run(-jnp.ones(4)))
+
+
+def test_large_factors_are_as_small_ones():
+    # Large ones are computed block by block.
+    n = 2049
+    x = np.random.default_rng(0).normal(size=(n, 5))
+    k = jnp.asarray(np.exp(x @ x.T / 5 - 1))
+    y = jnp.asarray(x[:, :2])
+    noise = jnp.linspace(0.1, 0.2, n)
+    posterior = condition(k, y, diag_reg=noise, absolute=True)
+    factor = scipy.linalg.cholesky(np.asarray(k) + np.diag(noise), lower=True)
+    np.testing.assert_allclose(posterior.factor, factor, atol=1e-10)
+    weights = scipy.linalg.cho_solve((factor, True), np.asarray(y))
+    np.testing.assert_allclose(posterior.weights, weights, atol=1e-9)
+    whole = k.nbytes
+    compiled = cholesky._by_columns.lower(k, noise).compile().memory_analysis()
+    assert compiled.output_size_in_bytes == whole
+    assert compiled.temp_size_in_bytes < 0.5 * whole
+    for solve in (cholesky._forwards, cholesky._backwards):
+        compiled = solve.lower(k, y).compile().memory_analysis()
+        assert compiled.temp_size_in_bytes < 0.6 * whole

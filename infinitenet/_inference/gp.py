@@ -1,38 +1,45 @@
 """Exact Gaussian-process regression, given kernel matrices."""
 
+import functools as ft
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from .._checks import (
     check_cross_kernel,
     check_diag_reg,
-    check_finite,
-    check_floating,
     check_kernel,
     check_shape,
     check_targets,
+    check_test_diagonal,
     check_test_kernel,
     guard,
     indefinite,
 )
 from .._tracing import is_traced
+from .cholesky import add_noise, factorise, solve_lower, solve_upper
 from .solution import Prediction
 from .spectral import dot, unit_rounding
+
+
+def to_noise(
+    k: Float[Array, "n n"], diag_reg: ArrayLike, absolute: bool
+) -> Float[Array, "..."]:
+    """What is to be added to the diagonal, in units of the kernel: a scalar, or `(n,)`."""
+    diag_reg = check_diag_reg(diag_reg, len(k), k.dtype)
+    return diag_reg if absolute else diag_reg * jnp.mean(jnp.diagonal(k))
 
 
 def regularise(
     k: Float[Array, "n n"], diag_reg: ArrayLike, absolute: bool
 ) -> Float[Array, "n n"]:
     """Adds `diag_reg` to the diagonal, in units of its mean unless `absolute`."""
-    diag_reg = check_diag_reg(diag_reg, k.dtype)
-    scale = 1 if absolute else jnp.mean(jnp.diagonal(k))
-    return k + diag_reg * scale * jnp.eye(len(k), dtype=k.dtype)
+    return add_noise(k, to_noise(k, diag_reg, absolute))
 
 
 def rounding_bound(
@@ -51,28 +58,35 @@ def rounding_bound(
     return jax.lax.stop_gradient(unit_rounding(weights.shape[-1], weights.dtype) * size**2)
 
 
+def _solve(factor: Float[Array, "n n"], y: Float[Array, "n *outputs"]) -> Array:
+    """The inverse of the factorised kernel, times `y`."""
+    white = solve_lower(factor, y.reshape(len(y), -1))
+    return solve_upper(factor, white).reshape(y.shape)
+
+
 _singular = "it is not positive definite to working precision, so it has no inverse."
-_negative_variance = (
-    "A posterior variance is far below zero. Are the kernels of the same network, with "
-    "the same hyperparameters, and on the same inputs? If so, give a larger `diag_reg`."
-)
 
 
 def _check_factor(
-    factor: Float[Array, "n n"], k: Float[Array, "n n"]
+    factor: Float[Array, "n n"],
+    known: Callable[[], Array] | None,
+    variance: Float[Array, ""],
+    name: str,
 ) -> Float[Array, "n n"]:
-    """Raises unless `factor` is a Cholesky factor of which all digits are not lost."""
+    """Raises unless `factor` is a Cholesky factor of which all digits are not lost.
+
+    `known` makes the factorised matrix, if its values are known.
+    """
     # Pivots are variances given all previous points. Those of duplicates are zero, and
     # come out as NaN or as a few ULPs of the prior variance, whatever `n` is.
-    unit = unit_rounding(1, k.dtype)
+    unit = unit_rounding(1, factor.dtype)
 
     def is_bad(factor):
         pivots = jnp.square(jnp.diagonal(factor))
         # False for NaN.
-        return ~jnp.all(pivots > unit * jnp.max(jnp.diagonal(k)))
+        return ~jnp.all(pivots > unit * variance)
 
-    name, known = "k_train_train", None if is_traced(k) else k
-    describe = lambda _: indefinite(name, known, _singular)
+    describe = lambda _: indefinite(name, None if known is None else known(), _singular)
     return guard(factor, is_bad, describe, indefinite(name, None, _singular))
 
 
@@ -81,25 +95,19 @@ class Posterior(eqx.Module):
     [`infinitenet.condition`][].
 
     It keeps the Cholesky factor, so that predictions on further test sets only cost
-    products with it.
+    products with it, and so that further training examples extend it.
 
     - `y_train`: shape `(n, *outputs)`.
     - `factor`: the lower Cholesky factor of the regularised kernel, shape `(n, n)`.
     - `weights`: the inverse of the regularised kernel times `y_train`.
+    - `noise`: what was added to the diagonal, in units of the kernel. A scalar, or of
+        shape `(n,)`.
     """
 
     y_train: Float[Array, "n *outputs"]
     factor: Float[Array, "n n"]
     weights: Float[Array, "n *outputs"]
-
-    def _whiten(
-        self, k_test_train: Float[Array, "n_test n"]
-    ) -> tuple[Float[Array, "n n_test"], Float[Array, "n_test n"]]:
-        r"""$L^{-1} K_{dt}$, and the weights $K_{td} K^{-1}$ of the posterior mean."""
-        white = solve_triangular(self.factor, k_test_train.T, lower=True)
-        # These only serve to bound the rounding.
-        weights = solve_triangular(self.factor, white, lower=True, trans=1)
-        return white, jax.lax.stop_gradient(weights.T)
+    noise: Float[Array, "..."]
 
     def _train_variance(self) -> Float[Array, " n"]:
         return jnp.sum(jnp.square(self.factor), axis=1)
@@ -115,7 +123,9 @@ class Posterior(eqx.Module):
         **Arguments:**
 
         - `k_test_train`: shape `(n_test, n)`.
-        - `k_test_test`: shape `(n_test, n_test)`. Without it, there is a mean only.
+        - `k_test_test`: shape `(n_test, n_test)` for the covariance. Its diagonal, of
+            shape `(n_test,)`, for variances only, in memory of order `n * n_test`. `None`
+            for a mean only.
 
         **Returns:** A [`infinitenet.Prediction`][], whose mean has shape
             `(n_test, *outputs)`.
@@ -128,69 +138,68 @@ class Posterior(eqx.Module):
         mean = dot(k_td, self.weights.reshape(n, -1))
         mean = mean.reshape(len(k_td), *self.weights.shape[1:])
         if k_test_test is None:
-            return Prediction(mean, None)
-        k_tt = check_test_kernel("k_test_test", k_test_test, len(k_td), dtype)
-        white, weights = self._whiten(k_td)
+            return Prediction(mean)
+        only_variances = jnp.ndim(k_test_test) == 1
+        check = check_test_diagonal if only_variances else check_test_kernel
+        k_tt = check("k_test_test", k_test_test, len(k_td), dtype)
+        white = solve_lower(self.factor, k_td.T)
+        # These only serve to bound the rounding.
+        weights = solve_upper(self.factor, white)
+        weights = jax.lax.stop_gradient(weights.T)
+        bound = ft.partial(rounding_bound, weights, self._train_variance())
+        if only_variances:
+            variance = k_tt - jnp.sum(jnp.square(white), axis=0)
+            return Prediction(mean, None, jnp.max(bound(k_tt)), variance)
         covariance = k_tt - dot(white.T, white)
-        bound = rounding_bound(weights, self._train_variance(), jnp.diagonal(k_tt))
-        return Prediction(mean, covariance, jnp.sum(bound))
+        return Prediction(mean, covariance, jnp.sum(bound(jnp.diagonal(k_tt))))
 
-    def variance(
-        self, k_test_train: ArrayLike, k_test_test_diagonal: ArrayLike
-    ) -> Float[Array, " n_test"]:
-        """The diagonal of the posterior covariance, in memory of order `n * n_test`.
+    def extend(
+        self,
+        k_new_train: ArrayLike,
+        k_new_new: ArrayLike,
+        y_new: ArrayLike,
+        *,
+        diag_reg: ArrayLike | None = None,
+    ) -> "Posterior":
+        r"""The posterior given further training examples too.
+
+        The factor is extended by $L_{nd} = K_{nd} L^{-T}$ and by the factor of
+        $K_{nn} + R - L_{nd} L_{nd}^T$, which costs $O(n^2 m)$ for $m$ new examples, in
+        place of $O((n + m)^3)$. The new examples come last.
 
         **Arguments:**
 
-        - `k_test_train`: shape `(n_test, n)`.
-        - `k_test_test_diagonal`: the kernel of each test input with itself, shape
-            `(n_test,)`.
+        - `k_new_train`: the kernel between new and previous examples, shape `(m, n)`.
+        - `k_new_new`: that of the new examples, shape `(m, m)`.
+        - `y_new`: their targets, shape `(m, *outputs)`.
+        - `diag_reg`: what to add to the diagonal of `k_new_new`, in units of the kernel, a
+            scalar or of shape `(m,)`. By default as much as was added for the previous
+            examples, if that is the same for all.
 
-        **Returns:** shape `(n_test,)`, in the squared units of the targets.
+        **Returns:** A [`infinitenet.Posterior`][].
 
-        **Raises:** `ValueError` as `predict`, and if a variance is negative by more
-            than rounding (`RuntimeError` under `jax.jit`).
+        **Raises:** `ValueError` as [`infinitenet.condition`][], and if `diag_reg` is to be
+            given.
         """
         n, dtype = len(self.factor), self.factor.dtype
-        name = "k_test_test_diagonal"
-        k_td = check_cross_kernel("k_test_train", k_test_train, n, dtype)
-        k_tt = check_floating(name, k_test_test_diagonal, "Convert it with `astype`.")
-        k_tt = check_shape(name, k_tt, (len(k_td),), "a variance for each test input")
-        k_tt = check_finite(name, k_tt, "Look for NaN in the test inputs.")
-        k_tt = k_tt.astype(dtype)
-        white, weights = self._whiten(k_td)
-        variance = k_tt - jnp.sum(jnp.square(white), axis=0)
-        bound = rounding_bound(weights, self._train_variance(), k_tt)
-        # Together, so that all of it is known, or none.
-        both = guard(
-            jnp.stack([variance, bound]),
-            lambda both: jnp.any(both[0] < -both[1]),
-            lambda both: f"{_negative_variance} The lowest is {both[0].min():.1e}.",
-            _negative_variance,
-        )
-        return jnp.maximum(both[0], 0)
+        k_nd = check_cross_kernel("k_new_train", k_new_train, n, dtype)
+        k_nn = check_kernel("k_new_new", k_new_new)
+        k_nn = check_shape("k_new_new", k_nn, 2 * k_nd.shape[:1], _new_rows).astype(dtype)
+        y = check_targets("y_new", y_new, len(k_nd), dtype)
+        shape = (len(k_nd), *self.y_train.shape[1:])
+        y = check_shape("y_new", y, shape, "with the outputs of `y_train`")
+        noise = self._noise_of_new(len(k_nd), diag_reg)
+        return _extend(self, k_nd, k_nn, y, noise)
 
-    def sample(
-        self,
-        key: PRNGKeyArray,
-        k_test_train: ArrayLike,
-        k_test_test: ArrayLike,
-        n: int,
-    ) -> Float[Array, "n n_test *outputs"]:
-        """Functions drawn from the posterior, at the test inputs.
-
-        **Arguments:**
-
-        - `key`: a JAX random key.
-        - `k_test_train`, `k_test_test`: as for `predict`.
-        - `n`: the number of samples.
-
-        **Returns:** shape `(n, n_test, *outputs)`.
-
-        **Raises:** `ValueError` as `predict`, and as
-            [`infinitenet.Prediction.sample`][].
-        """
-        return self.predict(k_test_train, k_test_test).sample(key, n)
+    def _noise_of_new(self, m: int, diag_reg: ArrayLike | None) -> Float[Array, "..."]:
+        if diag_reg is not None:
+            return check_diag_reg(diag_reg, m, self.factor.dtype)
+        if self.noise.ndim:
+            raise ValueError(
+                "`diag_reg` differs between the examples so far, so that of the new ones "
+                "must be given too: a scalar, or one number for each."
+            )
+        return self.noise
 
     def log_marginal_likelihood(self) -> Float[Array, ""]:
         r"""The logarithm of the probability density of the training targets.
@@ -208,6 +217,31 @@ class Posterior(eqx.Module):
         return -0.5 * fit - n_outputs * half_log_det - 0.5 * constant
 
 
+_new_rows = "one row and column for each row of `k_new_train`"
+
+
+def _extend(
+    posterior: Posterior,
+    k_nd: Float[Array, "m n"],
+    k_nn: Float[Array, "m m"],
+    y_new: Float[Array, "m *outputs"],
+    noise: Float[Array, "..."],
+) -> Posterior:
+    factor, (m, n) = posterior.factor, k_nd.shape
+    across = solve_lower(factor, k_nd.T).T
+    new = factorise(k_nn - dot(across, across.T), noise)
+    traced = is_traced((across, k_nn, noise))
+    known = None if traced else ft.partial(add_noise, k_nn, noise)
+    new = _check_factor(new, known, jnp.max(jnp.diagonal(k_nn) + noise), "k_new_new")
+    top = jnp.concatenate([factor, jnp.zeros((n, m), factor.dtype)], axis=1)
+    factor = jnp.concatenate([top, jnp.concatenate([across, new], axis=1)])
+    y = jnp.concatenate([posterior.y_train, y_new])
+    if noise.shape or posterior.noise.shape or noise is not posterior.noise:
+        each = jnp.broadcast_to(posterior.noise, (n,)), jnp.broadcast_to(noise, (m,))
+        noise = jnp.concatenate(each)
+    return Posterior(y, factor, _solve(factor, y), noise)
+
+
 def condition(
     k_train_train: ArrayLike,
     y_train: ArrayLike,
@@ -219,8 +253,10 @@ def condition(
 
     With the NNGP kernel that is the Bayesian posterior of an infinitely wide network,
     and `diag_reg` the variance of Gaussian noise on the targets. With the NTK in its
-    place the mean is that of a fully trained network, but the covariance is not: see
-    [`infinitenet.infinite_ensemble`][].
+    place (NTK-GP) the mean is that of a fully trained network, but the covariance is not:
+    see [`infinitenet.infinite_ensemble`][].
+
+    The posterior takes as much memory as the kernel, and its making little more.
 
     ??? cite "Reference"
         ```bibtex
@@ -235,9 +271,10 @@ def condition(
     **Arguments:**
 
     - `k_train_train`: the kernel of the training inputs, shape `(n, n)`.
-    - `y_train`: the targets, shape `(n, *outputs)`. All outputs share the kernel. They
-        are converted to the dtype of the kernel.
-    - `diag_reg`: what to add to the kernel's diagonal, in units of its mean.
+    - `y_train`: the targets, shape `(n, *outputs)`. All outputs share the kernel, and its
+        factor. They are converted to the dtype of the kernel.
+    - `diag_reg`: what to add to the kernel's diagonal, in units of its mean. A scalar, or
+        of shape `(n,)` for noise that differs between examples.
     - `absolute`: if true, `diag_reg` is in units of the kernel.
 
     **Returns:** A [`infinitenet.Posterior`][].
@@ -249,8 +286,10 @@ def condition(
     """
     k = check_kernel("k_train_train", k_train_train)
     y = check_targets("y_train", y_train, len(k), k.dtype)
-    k = regularise(k, diag_reg, absolute)
-    factor = _check_factor(jnp.linalg.cholesky(k), k)
-    white = solve_triangular(factor, y.reshape(len(k), -1), lower=True)
-    weights = solve_triangular(factor, white, lower=True, trans=1)
-    return Posterior(y, factor, weights.reshape(y.shape))
+    noise = to_noise(k, diag_reg, absolute)
+    factor = factorise(k, noise)
+    variance = jnp.max(jnp.diagonal(k) + noise)
+    # With the noise only where something is to be told about it.
+    known = None if is_traced((k, noise)) else ft.partial(add_noise, k, noise)
+    factor = _check_factor(factor, known, variance, "k_train_train")
+    return Posterior(y, factor, _solve(factor, y), noise)

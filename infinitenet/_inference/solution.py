@@ -12,8 +12,12 @@ from .spectral import safe_sqrt, spectral_apply, SQRT, unit_rounding
 
 
 _no_covariance = (
-    "This prediction has a mean only. For variances and samples give the kernel of the "
-    "test inputs with themselves, `k_test_test`, to `predict`."
+    "This prediction has no covariance, which samples need. Give the kernel of the test "
+    "inputs with themselves, `k_test_test` of shape (n_test, n_test), to `predict`."
+)
+_no_variance = (
+    "This prediction has a mean only. For variances give the kernel of the test inputs "
+    "with themselves, `k_test_test`, to `predict`; its diagonal is enough."
 )
 _not_covariance = (
     "The covariance of a prediction has eigenvalues far below zero, so it is none. Are "
@@ -42,36 +46,58 @@ class Prediction(eqx.Module):
 
     - `mean`: shape `(*times, n_test, *outputs)`.
     - `covariance`: shape `(*times, n_test, n_test)`, or `None` if it was not asked for.
-    - `tolerance`: shape `(*times,)`. Eigenvalues of the covariance are exact up to this
-        amount. If `None`, as exact as sums of `n_test` entries on its diagonal.
+    - `tolerance`: shape `(*times,)`. Eigenvalues of the covariance, and variances, are
+        exact up to this amount. If `None`, as exact as sums of `n_test` entries on the
+        diagonal.
+    - `diagonal`: shape `(*times, n_test)`, if only variances were asked for. `variance`
+        has them in either case.
     """
 
     mean: Float[Array, " *times_test_outputs"]
-    covariance: Float[Array, "*times n_test n_test"] | None
+    covariance: Float[Array, "*times n_test n_test"] | None = None
     tolerance: Float[Array, "*times"] | None = None
+    diagonal: Float[Array, "*times n_test"] | None = None
+
+    def _tolerance(self, variance: Float[Array, "*times n_test"]) -> Float[Array, "*times"]:
+        """The bound on the rounding of eigenvalues of the covariance."""
+        if self.tolerance is not None:
+            return self.tolerance
+        unit = unit_rounding(variance.shape[-1], variance.dtype)
+        return unit * jnp.sum(jnp.abs(variance), axis=-1)
 
     def _covariance(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The covariance, and the bound on the rounding of its eigenvalues."""
         if self.covariance is None:
             raise ValueError(_no_covariance)
-        if self.tolerance is not None:
-            return self.covariance, self.tolerance
-        unit = unit_rounding(self.covariance.shape[-1], self.covariance.dtype)
-        trace = jnp.trace(jnp.abs(self.covariance), axis1=-2, axis2=-1)
-        return self.covariance, unit * trace
+        diagonal = jnp.diagonal(self.covariance, axis1=-2, axis2=-1)
+        return self.covariance, self._tolerance(diagonal)
+
+    @property
+    def variance(self) -> Float[Array, "*times n_test"]:
+        """Variances, the same for all outputs. What rounding makes negative is zero.
+
+        **Returns:** shape `(*times, n_test)`, in the squared units of the targets.
+
+        **Raises:** `ValueError` if the prediction has a mean only, or if a variance is
+            negative by more than rounding (`RuntimeError` under `jax.jit`).
+        """
+        variance = self.diagonal
+        if self.covariance is not None:
+            variance = jnp.diagonal(self.covariance, axis1=-2, axis2=-1)
+        if variance is None:
+            raise ValueError(_no_variance)
+        variance = _check_covariance(variance, self._tolerance(variance))
+        return jnp.maximum(variance, 0)
 
     @property
     def std(self) -> Float[Array, "*times n_test"]:
-        """Standard deviations, the same for all outputs.
+        """Standard deviations: the roots of `variance`.
 
         **Returns:** shape `(*times, n_test)`, in the units of the targets.
 
-        **Raises:** `ValueError` without covariance, or if a variance is negative by
-            more than rounding (`RuntimeError` under `jax.jit`).
+        **Raises:** as `variance`.
         """
-        covariance, tolerance = self._covariance()
-        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        return safe_sqrt(_check_covariance(variance, tolerance))
+        return safe_sqrt(self.variance)
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, " n *times_test_outputs"]:
         """Functions drawn from the distribution.
