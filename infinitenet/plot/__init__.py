@@ -1,0 +1,18 @@
+"""Figures of kernels, predictions and training. Each function draws on Matplotlib axes.
+
+Matplotlib is an extra, imported when something is drawn: `pip install "infinitenet[plot]"`.
+"""
+
+from ._kernels import (
+    kernel as kernel,
+    learning_curve as learning_curve,
+    spectrum as spectrum,
+)
+from ._phases import phases as phases
+from ._predictions import calibration as calibration, predictive as predictive
+from ._training import (
+    comparison as comparison,
+    losses as losses,
+    trace as trace,
+    training as training,
+)

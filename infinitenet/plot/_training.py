@@ -1,0 +1,318 @@
+"""What happens in training: outputs, losses, and finite against infinite networks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from .._comparison import Comparison
+from .._inference.solution import Prediction
+from ._style import (
+    Axes,
+    band,
+    BLACK,
+    BLUE,
+    colour,
+    DASHED,
+    GREY,
+    ORANGE,
+    tidy,
+    to_array,
+    to_axes,
+    to_vector,
+)
+
+
+_time = "training time (learning rate × steps)"
+
+
+def _scale_time(ax: Axes, t: np.ndarray) -> None:
+    """Logarithmic if times differ by much, and linear from zero to the first of them."""
+    positive = t[t > 0]
+    if len(positive) and positive.max() > 30 * positive.min():
+        if np.any(t <= 0):
+            ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.3)
+        else:
+            ax.set_xscale("log")
+    ax.set(xlabel=_time, xlim=(t.min(), t.max()))
+
+
+def _to_times(t: ArrayLike, like: str) -> np.ndarray:
+    t = to_vector("t", t)
+    if not np.all(np.isfinite(t)):
+        raise ValueError(f"`t` must be finite, as {like} is drawn against it.")
+    return t
+
+
+def training(
+    t: ArrayLike,
+    prediction: Prediction,
+    outputs: Sequence[int] | None = None,
+    targets: ArrayLike | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Outputs of infinitely wide networks in the course of training.
+
+    For each of some outputs, the mean over initialisations, and a band of two standard
+    deviations around it. Without covariance, the mean alone.
+
+    **Arguments:**
+
+    - `t`: the times, shape `(times,)`.
+    - `prediction`: at these times, so that its mean has shape `(times, n, *outputs)`.
+    - `outputs`: which to draw, as indices into `n * outputs`, all outputs of the first
+        input first. `None` for the first six at most.
+    - `targets`: what they should be, drawn as lines: shape `(n, *outputs)`.
+    - `ax`: Matplotlib axes to draw on; `None` for a new figure.
+
+    **Returns:** the axes.
+
+    **Raises:** `ValueError` if shapes do not match, or an index is out of bounds.
+    """
+    t = _to_times(t, "the prediction")
+    mean = np.asarray(prediction.mean)
+    if mean.ndim < 2 or len(mean) != len(t):
+        raise ValueError(
+            f"`prediction` must be at the {len(t)} times of `t`, but its mean has shape "
+            f"{mean.shape}."
+        )
+    shape, mean = mean.shape[1:], mean.reshape(len(t), -1)
+    chosen = np.arange(mean.shape[1])[:6] if outputs is None else np.asarray(outputs)
+    if np.any((chosen < 0) | (chosen >= mean.shape[1])):
+        raise ValueError(f"`outputs` must be from 0 to {mean.shape[1] - 1}, not {outputs}.")
+    ax = to_axes(ax)
+    std = None
+    if prediction.covariance is not None:
+        std = np.repeat(np.asarray(prediction.std), mean.shape[1] // shape[0], axis=1)
+    for i, j in enumerate(chosen):
+        ax.plot(t, mean[:, j], color=colour(i), lw=1.8, label=f"output {j}")
+        if std is not None:
+            band(ax, t, mean[:, j], 2 * std[:, j], colour(i))
+    if targets is not None:
+        _targets(ax, np.asarray(targets), shape, chosen)
+    _scale_time(ax, t)
+    ax.set_ylabel("output" if std is None else "output, ± 2 standard deviations")
+    if len(chosen) > 1 or targets is not None:
+        ax.legend(frameon=False, fontsize="small")
+    tidy(ax)
+    return ax
+
+
+def _targets(ax: Axes, y: np.ndarray, shape: tuple[int, ...], chosen: np.ndarray) -> None:
+    if y.shape != shape:
+        raise ValueError(f"`targets` must have shape {shape}, but it has {y.shape}.")
+    for i, j in enumerate(chosen):
+        ax.axhline(float(y.ravel()[j]), color=colour(i), lw=1, ls=":", zorder=0)
+    ax.plot([], [], color=GREY, lw=1, ls=":", label="targets")
+
+
+def losses(
+    t: ArrayLike,
+    members: ArrayLike | None = None,
+    comparison: Comparison | None = None,
+    *,
+    name: str = "",
+    colour: str = BLUE,
+    ax: Axes | None = None,
+) -> Axes:
+    """Loss curves of finite networks, and of the infinite one.
+
+    Each network is a thin line, and their mean a thick one; dashed is what infinitely
+    wide networks have on average, with a band of two standard errors of a mean over as
+    many networks. Call it twice for losses on training and test data, with the same `ax`.
+
+    **Arguments:**
+
+    - `t`: the times, shape `(times,)`. Those of zero are left out, as scales are
+        logarithmic.
+    - `members`: losses of finite networks, shape `(times, members)`: of
+        [`infinitenet.TrainedEnsemble`][].
+    - `comparison`: of [`infinitenet.compare`][], with `y`, at the same times.
+    - `name`: written at the end of the curve: "train", "test".
+    - `colour`: of the finite networks.
+    - `ax`: Matplotlib axes to draw on; `None` for a new figure.
+
+    **Returns:** the axes.
+
+    **Raises:** `ValueError` if shapes do not match, or if there is nothing to draw.
+    """
+    t = _to_times(t, "the loss")
+    if members is None and comparison is None:
+        raise ValueError("Give `members`, `comparison`, or both: there are no losses.")
+    later = t > 0
+    if not np.any(later):
+        raise ValueError("`t` must have times above zero, as its scale is logarithmic.")
+    ax = to_axes(ax)
+    first = not ax.get_lines()
+    ends = []
+    if members is not None:
+        members = to_array("members", members, 2, "(times, members)")
+        ends.append(_members(ax, t, members, later, colour))
+    if comparison is not None:
+        ends.append(_expected(ax, t, comparison, later, members is None, colour))
+    style: dict = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+    ax.annotate(name, (t[-1], ends[-1]), color=colour, annotation_clip=False, **style)
+    if first:
+        _key(ax, members, comparison)
+    low, high = t[later].min(), t.max()
+    if not first:
+        low, high = min(low, ax.get_xlim()[0]), max(high, ax.get_xlim()[1])
+    ax.set(xscale="log", yscale="log", xlabel=_time, xlim=(low, high))
+    ax.set(ylabel="loss (half the mean squared error)" if comparison else "loss")
+    tidy(ax)
+    return ax
+
+
+# More thin lines than this only make a blot.
+_MOST_MEMBERS = 16
+
+
+def _members(
+    ax: Axes, t: np.ndarray, members: np.ndarray, later: np.ndarray, colour: str
+) -> float:
+    if len(members) != len(t):
+        raise ValueError(
+            f"`members` must have shape ({len(t)}, members), but it has {members.shape}."
+        )
+    shown = members[later][:, :_MOST_MEMBERS]
+    ax.plot(t[later], shown, color=colour, alpha=0.25, lw=0.8)
+    mean = members.mean(axis=1)
+    ax.plot(t[later], mean[later], color=colour, lw=2.2)
+    return mean[-1]
+
+
+def _expected(
+    ax: Axes,
+    t: np.ndarray,
+    comparison: Comparison,
+    later: np.ndarray,
+    with_mean: bool,
+    colour: str,
+) -> float:
+    if comparison.loss is None or comparison.ensemble_loss is None:
+        raise ValueError("`comparison` has no losses: give `y` to `infinitenet.compare`.")
+    loss = to_vector("comparison.loss", comparison.loss, len(t))
+    if with_mean:
+        mean = np.asarray(comparison.ensemble_loss)
+        ax.plot(t[later], mean[later], color=colour, lw=2.2)
+    half = 2 * np.asarray(comparison.loss_std) / comparison.n_members**0.5
+    # A logarithm has no negative numbers.
+    low = np.maximum(loss - half, loss / 100)
+    style = {"color": GREY, "alpha": 0.3, "lw": 0}
+    ax.fill_between(t[later], low[later], (loss + half)[later], **style)
+    ax.plot(t[later], loss[later], color=BLACK, lw=1.4, ls=DASHED)
+    return loss[-1]
+
+
+def _key(ax: Axes, members: np.ndarray | None, comparison: Comparison | None) -> None:
+    """A legend that serves curves of all colours."""
+    if members is not None:
+        ax.plot([], [], color=GREY, alpha=0.6, lw=0.8, label="single finite networks")
+    ax.plot(
+        [],
+        [],
+        color=GREY,
+        lw=2.2,
+        label="their mean" if members is not None else "mean of finite networks",
+    )
+    if comparison is not None:
+        ax.plot([], [], color=BLACK, lw=1.4, ls=DASHED, label="infinite, expected")
+    ax.legend(frameon=False)
+
+
+def comparison(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
+    """Means and standard deviations of finite networks against those of infinite ones.
+
+    If the networks are wide and many enough, all points are on the diagonal. The grey
+    bars there are two standard errors of the means, of that many networks.
+
+    **Arguments:**
+
+    - `comparison`: of [`infinitenet.compare`][].
+    - `ax`: Matplotlib axes to draw on; `None` for a new figure.
+
+    **Returns:** the axes.
+    """
+    ax = to_axes(ax)
+    c = comparison
+    mean, std = np.ravel(c.mean), np.ravel(c.std)
+    finite, spread = np.ravel(c.ensemble_mean), np.ravel(c.ensemble_std)
+    everything = np.concatenate([mean, std, finite, spread])
+    ends = np.array([everything.min(), everything.max()])
+    ends += 0.05 * np.array([-1, 1]) * max(ends[1] - ends[0], 1e-6)
+    ax.plot(ends, ends, color=BLACK, lw=1, ls=DASHED)
+    half = 2 * std / c.n_members**0.5
+    style: dict = {"fmt": "none", "ecolor": GREY, "alpha": 0.3, "lw": 0.8, "zorder": 1}
+    ax.errorbar(mean, mean, half, label="chance (± 2 standard errors)", **style)
+    # Fainter if there are many.
+    dots: dict = {
+        "ls": "",
+        "ms": 4,
+        "mew": 0,
+        "alpha": float(np.clip(40 / len(mean), 0.15, 0.8)),
+    }
+    ax.plot(mean, finite, "o", color=BLUE, label="mean", **dots)
+    ax.plot(std, spread, "s", color=ORANGE, label="standard deviation", **dots)
+    ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel="infinite networks")
+    ax.set_ylabel(f"{c.n_members} finite networks")
+    for handle in ax.legend(frameon=False, fontsize="small").legend_handles:
+        if handle is not None:
+            handle.set_alpha(0.8)
+    tidy(ax)
+    return ax
+
+
+def trace(
+    values: ArrayLike,
+    *,
+    name: str = "objective",
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """An objective against the steps of its optimisation, with its lowest value so far.
+
+    **Arguments:**
+
+    - `values`: shape `(steps,)`: of a fit of hyperparameters, for example. Those which
+        are not finite are marked at the lower edge.
+    - `name`: of the objective, with its units.
+    - `log`: a logarithmic scale, for positive values.
+    - `ax`: Matplotlib axes to draw on; `None` for a new figure.
+
+    **Returns:** the axes.
+
+    **Raises:** `ValueError` if `values` is no vector, or if `log` and some are not
+        positive.
+    """
+    values = to_vector("values", values)
+    finite = np.isfinite(values)
+    if log and np.any(values[finite] <= 0):
+        raise ValueError(
+            "`values` must be positive for a logarithmic scale: use `log=False`."
+        )
+    ax = to_axes(ax)
+    steps = np.arange(len(values))
+    best = np.minimum.accumulate(np.where(finite, values, np.inf))
+    ax.plot(steps, np.where(finite, values, np.nan), color=BLUE, lw=1.6, label="each step")
+    ax.plot(
+        steps,
+        np.where(np.isfinite(best), best, np.nan),
+        color=ORANGE,
+        lw=1.2,
+        ls=DASHED,
+        label="lowest so far",
+    )
+    if not np.all(finite):
+        _mark(ax, steps[~finite], "not finite")
+    ax.set(xlabel="step", ylabel=name, yscale="log" if log else "linear")
+    ax.locator_params(axis="x", integer=True)
+    ax.legend(frameon=False)
+    tidy(ax)
+    return ax
+
+
+def _mark(ax: Axes, x: np.ndarray, label: str) -> None:
+    """Crosses on the lower edge."""
+    style: dict = {"clip_on": False, "transform": ax.get_xaxis_transform()}
+    ax.plot(x, np.zeros(len(x)), "x", color=BLACK, label=label, **style)
