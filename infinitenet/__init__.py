@@ -22,6 +22,7 @@ from ._ensemble import (
     TrainedEnsemble as TrainedEnsemble,
 )
 from ._gram import gram as gram
+from ._inference.dynamics import FlowState as FlowState
 from ._inference.flow import (
     AbstractTrained as AbstractTrained,
     AllLayers as AllLayers,
@@ -33,7 +34,25 @@ from ._inference.flow import (
     max_learning_rate as max_learning_rate,
 )
 from ._inference.gp import condition as condition, Posterior as Posterior
+from ._inference.integration import (
+    loss_below as loss_below,
+    steady_state as steady_state,
+)
+from ._inference.loss_flow import loss_flow as loss_flow, LossFlow as LossFlow
+from ._inference.losses import (
+    half_mse as half_mse,
+    huber as huber,
+    sigmoid_cross_entropy as sigmoid_cross_entropy,
+    softmax_cross_entropy as softmax_cross_entropy,
+)
+from ._inference.optimisers import (
+    AbstractOptimiser as AbstractOptimiser,
+    GradientDescent as GradientDescent,
+    HeavyBall as HeavyBall,
+    Nesterov as Nesterov,
+)
 from ._inference.solution import Prediction as Prediction
+from ._inference.trajectory import Trajectory as Trajectory
 from ._inputs import Inputs as Inputs, Positions as Positions
 from ._kernel import Demand as Demand, Kernel as Kernel
 from ._layer import (

@@ -18,27 +18,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ._batch import to_batch
 from ._checks import check_finite, check_floating, check_shape
 from ._custom_types import Arrays
+from ._inference.losses import half_mse
 from ._layer import AbstractLayer
 from ._progress import Progress, reporting
 from ._signal import Examples
 from ._tracing import is_traced
 from ._training import evaluate_ensemble, Problem, train_in_parts
 from ._weights import trainable
-
-
-def half_mse(f: Float[Array, "*outputs"], y: Float[Array, "*outputs"]) -> Float[Array, ""]:
-    """Half of the mean squared error, over all examples and outputs.
-
-    By this loss, gradient descent of learning rate `r` in NTK parameterization is after
-    `s` steps where gradient flow is at time `t = r * s`, for small `r`.
-
-    **Arguments:**
-
-    - `f`, `y`: outputs and targets, of the same shape.
-
-    **Returns:** a scalar.
-    """
-    return jnp.mean(jnp.square(f - y)) / 2
 
 
 def draw_ensemble(

@@ -249,3 +249,25 @@ def decompose(name: str, k: Float[Array, "n n"]) -> Spectrum:
     # (tried up to 600). A bound that grows with `n`, as is usual for ranks, would in
     # float32 take true eigenvalues of a thousand points for zero.
     return Spectrum(k, jnp.where(l <= unit_rounding(1, l.dtype) * high(l), 0, l), u)
+
+
+def _inverse_sqrt(l: Array, s: None) -> Array:
+    del s
+    return jnp.where(l > 0, 1 / safe_sqrt(jnp.where(l > 0, l, 1)), 0)
+
+
+def _slope_of_inverse_sqrt(a: Array, b: Array, s: None) -> Array:
+    x, y = _inverse_sqrt(a, s), _inverse_sqrt(b, s)
+    # Of `x - y` over `1 / x^2 - 1 / y^2`, and of `x` over `1 / x^2` with a zero: the rank
+    # is taken not to change.
+    total = x + y
+    both = -jnp.square(x * y) / jnp.where(total > 0, total, 1)
+    return jnp.where(x * y > 0, both, total**3)
+
+
+# Of the pseudo-inverse: zero at eigenvalue zero.
+INVERSE_SQRT = Spectral(
+    value=_inverse_sqrt,
+    slope=_slope_of_inverse_sqrt,
+    rate=lambda l, s, t_s: jnp.zeros_like(l),
+)
