@@ -24,16 +24,18 @@ from ._ensemble import (
 from ._gram import gram as gram
 from ._inference.dynamics import FlowState as FlowState
 from ._inference.flow import (
-    AbstractTrained as AbstractTrained,
-    AllLayers as AllLayers,
     gradient_flow as gradient_flow,
     GradientFlow as GradientFlow,
-    infinite_ensemble as infinite_ensemble,
-    InfiniteEnsemble as InfiniteEnsemble,
-    LastLayer as LastLayer,
     max_learning_rate as max_learning_rate,
 )
 from ._inference.gp import condition as condition, Posterior as Posterior
+from ._inference.infinite_ensemble import (
+    AbstractTrained as AbstractTrained,
+    AllLayers as AllLayers,
+    infinite_ensemble as infinite_ensemble,
+    InfiniteEnsemble as InfiniteEnsemble,
+    LastLayer as LastLayer,
+)
 from ._inference.integration import (
     loss_below as loss_below,
     steady_state as steady_state,
@@ -52,6 +54,7 @@ from ._inference.optimisers import (
     Nesterov as Nesterov,
 )
 from ._inference.solution import Prediction as Prediction
+from ._inference.time import Steps as Steps
 from ._inference.trajectory import Trajectory as Trajectory
 from ._inputs import Inputs as Inputs, Positions as Positions
 from ._kernel import Demand as Demand, Kernel as Kernel

@@ -18,14 +18,13 @@ import pytest
 import scipy.linalg
 from jax.test_util import check_grads
 
-from infinitenet._inference.flow import (
+from infinitenet._inference.flow import gradient_flow, max_learning_rate
+from infinitenet._inference.gp import condition
+from infinitenet._inference.infinite_ensemble import (
     AllLayers,
-    gradient_flow,
     infinite_ensemble,
     LastLayer,
-    max_learning_rate,
 )
-from infinitenet._inference.gp import condition
 from infinitenet._matrices import Gram
 
 

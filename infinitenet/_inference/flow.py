@@ -1,10 +1,10 @@
-r"""Training by gradient flow on the mean squared error, in closed form.
+r"""Training on the mean squared error, in closed form.
 
 The loss is $|f - y|^2 / (2 N)$ with $N$ the number of entries of $y$, all outputs
 included. Time `t` is learning rate times number of steps, for small learning rates.
 """
 
-import abc
+import math
 
 import equinox as eqx
 import jax
@@ -13,46 +13,51 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._checks import (
-    check_cross_kernel,
+    check_finite,
     check_kernel,
     check_not_negative,
     check_shape,
     check_targets,
-    check_test_kernel,
-    check_times,
 )
-from .._matrices import check_gram, Gram
-from .gp import regularise, rounding_bound
-from .solution import Prediction
-from .spectral import (
-    decompose,
-    dot,
-    INTEGRAL,
-    MOVED,
-    REMAINING,
-    Spectrum,
-    unit_rounding,
-)
+from .gp import regularise
+from .joint_kernel import flatten_cross_kernel, flatten_kernel
+from .spectral import decompose, dot, Spectrum
+from .time import Motion, Steps, to_durations
 
 
 class GradientFlow(eqx.Module):
-    """Training of a network of given kernel, made by [`infinitenet.gradient_flow`][].
+    r"""Training of a network of given kernel, made by [`infinitenet.gradient_flow`][].
 
     It keeps the eigendecomposition, so that further times and test sets only cost
-    products with it.
+    products with it. With the kernel $K_r$, regularised, and weight decay $\lambda$, let
+    $D = K_r + N \lambda I$.
 
-    - `spectrum`: the regularised kernel, of shape `(n, n)`, and its eigendecomposition.
+    - `spectrum`: $D$, of shape `(n, n)`, and its eigendecomposition. For joint kernels it
+        has a row for each output of each example.
     - `y_train`: the targets, shape `(n, *outputs)`.
+    - `decay`: $N \lambda$, or `None` for none.
+    - `joint`: the shape of the outputs, if the kernel is one over these too.
     """
 
     spectrum: Spectrum
     y_train: Float[Array, "n *outputs"]
+    decay: Float[Array, ""] | None
+    joint: tuple[int, ...] | None = eqx.field(static=True)
 
-    def _at_times(self, t: ArrayLike | None, fn, *shape: int) -> Float[Array, "..."]:
-        """`fn(s)` for all times, reshaped to `shape`, where `s = t / N`."""
-        t = check_times(t, self.y_train.dtype)
-        out = jax.vmap(fn)(jnp.ravel(t) / self.y_train.size)
-        return out.reshape(*t.shape, *shape)
+    def _at_times(self, t: ArrayLike | Steps | None, fn, *shape: int) -> Array:
+        """`fn(motion, s)` for the parameters `s` of all times, reshaped to `shape`."""
+        times = to_durations(t, self.y_train.size, self.y_train.dtype)
+        out = jax.vmap(lambda s: fn(times.motion, s))(times.parameters)
+        return out.reshape(*times.shape, *shape)
+
+    def _rows(self, f: Float[Array, "n *outputs"]) -> Float[Array, "rows columns"]:
+        """As the kernel acts on: with one column for a joint kernel."""
+        n_columns = math.prod(f.shape[1:]) if self.joint is None else 1
+        return f.reshape(-1, n_columns)
+
+    def _cross_kernel(self, k: ArrayLike) -> Float[Array, "test_rows rows"]:
+        n, dtype = len(self.y_train), self.y_train.dtype
+        return flatten_cross_kernel("k_test_train", k, n, self.joint, dtype)
 
     def _initial(self, f_0: ArrayLike | None, name: str, n: int) -> Float[Array, "..."]:
         outputs, dtype = self.y_train.shape[1:], self.y_train.dtype
@@ -61,41 +66,60 @@ class GradientFlow(eqx.Module):
         f_0 = check_targets(name, f_0, n, dtype)
         return check_shape(name, f_0, (n, *outputs), "with the outputs of `y_train`")
 
+    def _moved(self, motion: Motion, s, v: Float[Array, "n m"]) -> Float[Array, "n m"]:
+        """How much of the errors `v` is gone."""
+        moved = self.spectrum.apply(motion.moved, s, v)
+        if self.decay is None:
+            return moved
+        # `K_r = D - decay`, of which the second part keeps the weights back.
+        return moved - self.decay * self.spectrum.apply(motion.integral, s, v)
+
+    def _remaining(self, motion: Motion, s, v: Float[Array, "n m"]) -> Float[Array, "n m"]:
+        remaining = self.spectrum.apply(motion.remaining, s, v)
+        if self.decay is None:
+            return remaining
+        return remaining + self.decay * self.spectrum.apply(motion.integral, s, v)
+
     def train(
-        self, t: ArrayLike | None = None, f_train_0: ArrayLike | None = None
+        self, t: ArrayLike | Steps | None = None, f_train_0: ArrayLike | None = None
     ) -> Float[Array, "..."]:
-        r"""Outputs on the training inputs: $f_0 + (I - e^{-K_r t / N}) (y - f_0)$.
+        r"""Outputs on the training inputs: $f_0 + K_r D^{-1} (I - e^{-D t / N}) (y - f_0)$.
 
         **Arguments:**
 
         - `t`: time, learning rate times number of steps, of any shape `(*times,)`.
-            `None` or infinity for convergence.
+            `None` or infinity for convergence. Or [`infinitenet.Steps`][] of gradient
+            descent, where a power of $I - \eta D / N$ takes the place of the exponential.
         - `f_train_0`: outputs before training, shaped as `y_train`. `None` for zero.
 
         **Returns:** shape `(*times, n, *outputs)`.
 
-        **Raises:** `ValueError` if `t` is negative or NaN, or if `f_train_0` has a
-            wrong shape or dtype, or is not finite.
+        **Raises:** `ValueError` if `t` is negative or NaN, if `f_train_0` has a wrong
+            shape or dtype, or is not finite, and if gradient descent diverges.
         """
         f_0 = self._initial(f_train_0, "f_train_0", len(self.y_train))
-        error = (self.y_train - f_0).reshape(len(f_0), -1)
-        move = lambda s: f_0 + self.spectrum.apply(MOVED, s, error).reshape(f_0.shape)
-        return self._at_times(t, move, *f_0.shape)
+        error = self._rows(self.y_train - f_0)
+
+        def move(motion, s):
+            return f_0 + self._moved(motion, s, error).reshape(f_0.shape)
+
+        return check_converged(t, self._at_times(t, move, *f_0.shape))
 
     def test(
         self,
-        t: ArrayLike | None,
+        t: ArrayLike | Steps | None,
         k_test_train: ArrayLike,
         f_train_0: ArrayLike | None = None,
         f_test_0: ArrayLike | None = None,
     ) -> Float[Array, "..."]:
         r"""Outputs on test inputs:
-        $f^*_0 + K_{td} K_r^{-1} (I - e^{-K_r t / N}) (y - f_0)$.
+        $f^*_0 + K_{td} D^{-1} (I - e^{-D t / N}) (y - f_0)$.
 
         **Arguments:**
 
-        - `t`: time, as for `train`.
-        - `k_test_train`: the kernel, shape `(n_test, n)`.
+        - `t`: time or steps, as for `train`.
+        - `k_test_train`: the kernel, shape `(n_test, n)`, with further axes
+            `(*outputs, *outputs)` for joint kernels.
         - `f_train_0`, `f_test_0`: outputs on training and test inputs before training,
             shapes `(n, *outputs)` and `(n_test, *outputs)`. `None` for zero.
 
@@ -103,52 +127,71 @@ class GradientFlow(eqx.Module):
 
         **Raises:** `ValueError` as `train`, likewise for `k_test_train` and `f_test_0`.
         """
-        n, dtype = len(self.y_train), self.y_train.dtype
-        k_td = check_cross_kernel("k_test_train", k_test_train, n, dtype)
-        f_0 = self._initial(f_train_0, "f_train_0", n)
-        f_test = self._initial(f_test_0, "f_test_0", len(k_td))
-        error = (self.y_train - f_0).reshape(n, -1)
+        k_td = self._cross_kernel(k_test_train)
+        f_0 = self._initial(f_train_0, "f_train_0", len(self.y_train))
+        n_test = len(k_td) // math.prod(self.joint or ())
+        f_test = self._initial(f_test_0, "f_test_0", n_test)
+        error = self._rows(self.y_train - f_0)
         null = self.spectrum.null_part(error)
         share = dot(k_td, null)
         noise = dot(jax.lax.stop_gradient(k_td), null)
         size = jax.lax.stop_gradient(dot(jnp.abs(k_td), jnp.abs(null)))
 
-        def move(s):
-            resolved = dot(k_td, self.spectrum.apply(INTEGRAL, s, error))
-            moved = resolved + self.spectrum.null_integral(share, noise, size, s)
+        def move(motion, s):
+            resolved = dot(k_td, self.spectrum.apply(motion.integral, s, error))
+            elapsed = motion.elapsed(s)
+            moved = resolved + self.spectrum.null_integral(share, noise, size, elapsed)
             return f_test + moved.reshape(f_test.shape)
 
-        return self._at_times(t, move, *f_test.shape)
+        return check_converged(t, self._at_times(t, move, *f_test.shape))
 
     def _weights(
-        self, t: ArrayLike | None, k_test_train: ArrayLike
+        self, t: ArrayLike | Steps | None, k_test_train: ArrayLike
     ) -> Float[Array, "*times n_test n"]:
         """How the outputs of `test` depend on the errors before training."""
-        n = len(self.y_train)
-        k_td = check_cross_kernel("k_test_train", k_test_train, n, self.y_train.dtype)
+        k_td = self._cross_kernel(k_test_train)
         constant = jax.lax.stop_gradient(k_td)
         share = self.spectrum.null_part(k_td.T)
         noise = self.spectrum.null_part(constant.T)
         size = jnp.broadcast_to(jnp.linalg.norm(constant.T, axis=0), share.shape)
 
-        def weigh(s):
-            resolved = self.spectrum.apply(INTEGRAL, s, k_td.T)
-            return (resolved + self.spectrum.null_integral(share, noise, size, s)).T
+        def weigh(motion, s):
+            resolved = self.spectrum.apply(motion.integral, s, k_td.T)
+            elapsed = motion.elapsed(s)
+            null = self.spectrum.null_integral(share, noise, size, elapsed)
+            return (resolved + null).T
 
-        return self._at_times(t, weigh, *k_td.shape)
+        return check_converged(t, self._at_times(t, weigh, *k_td.shape))
+
+
+def check_converged(t: ArrayLike | Steps | None, f: Array) -> Array:
+    """**Raises:** `ValueError` if outputs after some steps are not finite."""
+    if not isinstance(t, Steps):
+        return f
+    remedy = (
+        "Gradient descent diverges at this learning rate. The largest for which it "
+        "converges is `max_learning_rate(ntk_train_train, y_train.size)`."
+    )
+    return check_finite("The outputs after training", f, remedy)
 
 
 def gradient_flow(
     ntk_train_train: ArrayLike,
     y_train: ArrayLike,
     *,
+    weight_decay: ArrayLike = 0.0,
     diag_reg: ArrayLike = 0.0,
     absolute: bool = False,
 ) -> GradientFlow:
-    r"""Gradient flow on the mean squared error, $\dot f = -K (f - y) / N$.
+    r"""Gradient flow on the mean squared error,
+    $\dot f = -K_r (f - y) / N - \lambda (f - f_0)$.
 
     With the NTK that is the training of an infinitely wide network from given initial
     outputs. Kernels may be singular: in directions of eigenvalue zero nothing moves.
+
+    Weight decay $\lambda$ pulls the weights to their initial values: the loss has the
+    further term $\frac \lambda 2 |\theta - \theta_0|^2$. After infinite time that is kernel
+    ridge regression of $y - f_0$, with $N \lambda$ on the diagonal (Hu et al. 2020).
 
     ??? cite "Reference"
         ```bibtex
@@ -159,14 +202,25 @@ def gradient_flow(
             booktitle={Advances in Neural Information Processing Systems},
             year={2018},
         }
+
+        @inproceedings{hu2020simple,
+            title={Simple and Effective Regularization Methods for Training on Noisily
+                   Labeled Data with Generalization Guarantee},
+            author={Wei Hu and Zhiyuan Li and Dingli Yu},
+            booktitle={International Conference on Learning Representations},
+            year={2020},
+        }
         ```
 
     **Arguments:**
 
-    - `ntk_train_train`: the kernel of the training inputs, shape `(n, n)`.
-    - `y_train`: the targets, shape `(n, *outputs)`. All outputs share the kernel. They
-        are converted to the dtype of the kernel.
-    - `diag_reg`: what to add to the kernel's diagonal, in units of its mean.
+    - `ntk_train_train`: the kernel of the training inputs, shape `(n, n)`. Or a joint
+        kernel, of shape `(n, n, *outputs, *outputs)`, as finite networks have it.
+    - `y_train`: the targets, shape `(n, *outputs)`. All outputs share the kernel, unless
+        it is joint. They are converted to the dtype of the kernel.
+    - `weight_decay`: $\lambda$, per unit of time.
+    - `diag_reg`: what to add to the kernel's diagonal, in units of its mean: a scalar, or
+        of shape `(n,)` for each example.
     - `absolute`: if true, `diag_reg` is in units of the kernel.
 
     **Returns:** A [`infinitenet.GradientFlow`][].
@@ -175,195 +229,44 @@ def gradient_flow(
         Negative eigenvalues are an error, with a `diag_reg` that would mend it.
     """
     k, name = ntk_train_train, "ntk_train_train"
-    return _gradient_flow(name, k, y_train, diag_reg, absolute)
+    return flow_of(name, k, y_train, weight_decay, diag_reg, absolute)
 
 
-def _gradient_flow(
+def flow_of(
     name: str,
     k_train_train: ArrayLike,
     y_train: ArrayLike,
+    weight_decay: ArrayLike,
     diag_reg: ArrayLike,
     absolute: bool,
 ) -> GradientFlow:
-    k = check_kernel(name, k_train_train)
-    y = check_targets("y_train", y_train, len(k), k.dtype)
-    return GradientFlow(decompose(name, regularise(k, diag_reg, absolute)), y)
+    """`gradient_flow`, with the kernel under the name of another argument."""
+    k, joint = flatten_kernel(name, k_train_train)
+    n = jnp.shape(k_train_train)[0]
+    y = check_targets("y_train", y_train, n, k.dtype)
+    if joint is not None:
+        y = check_shape("y_train", y, (n, *joint), f"with the outputs of `{name}`")
+    spectrum = decompose(name, regularise(k, diag_reg, absolute))
+    decay = to_decay(weight_decay, k.dtype)
+    if decay is not None:
+        decay = y.size * decay
+        spectrum = spectrum.shifted(decay)
+    return GradientFlow(spectrum, y, decay, joint)
 
 
-class AbstractTrained(eqx.Module):
-    """Which of the network's weights are trained."""
+def to_decay(weight_decay: ArrayLike, dtype) -> Float[Array, ""] | None:
+    """`None` for a literal zero, by which much is simpler.
 
-    @abc.abstractmethod
-    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
-        """The sum over the trained weights of products of the outputs' derivatives.
-
-        After its name, given that of the argument.
-        """
-
-    @abc.abstractmethod
-    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
-        """That of the training errors at initialisation, seen from the test inputs.
-
-        **Arguments:** the NNGP kernel, and the tangent kernel with `diag_reg`.
-        """
-
-
-class AllLayers(AbstractTrained):
-    """All weights are trained: the tangent kernel is the NTK."""
-
-    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
-        if gram.ntk is None:
-            raise ValueError(
-                f"`{name}` has no NTK, which training all layers needs. Compute "
-                "it too, or train the last layer alone: `trained=LastLayer()`."
-            )
-        return f"{name}.ntk", gram.ntk
-
-    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
-        return nngp
-
-
-class LastLayer(AbstractTrained):
-    """Only the last layer is trained: the tangent kernel is the NNGP kernel.
-
-    After infinite time, that is the Bayesian posterior of the network. So `diag_reg` is
-    the variance of noise on the targets, which contributes to the covariance.
+    **Raises:** `ValueError` unless it is a finite number of at least zero.
     """
-
-    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
-        return f"{name}.nngp", gram.nngp
-
-    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
-        return regularised
-
-
-_all_layers = AllLayers()
-
-
-class InfiniteEnsemble(eqx.Module):
-    """Infinitely wide networks from all initialisations, each trained by gradient flow.
-
-    Made by [`infinitenet.infinite_ensemble`][]. It keeps the eigendecomposition, so
-    that further times and test sets only cost products with it.
-
-    - `flow`: the training of one network, by the tangent kernel of the trained weights.
-    - `nngp_train_train`: the covariance of the initial outputs, shape `(n, n)`.
-    - `trained`: which weights are trained.
-    """
-
-    flow: GradientFlow
-    nngp_train_train: Float[Array, "n n"]
-    trained: AbstractTrained
-
-    def predict_train(self, t: ArrayLike | None = None) -> Prediction:
-        r"""On the training inputs: mean $(I - R) y$ and covariance $R K R$, where
-        $R = e^{-\Theta_r t / N}$.
-
-        **Arguments:**
-
-        - `t`: time, as for [`infinitenet.GradientFlow.train`][].
-
-        **Returns:** A [`infinitenet.Prediction`][], whose mean has shape
-            `(*times, n, *outputs)`.
-
-        **Raises:** `ValueError` if `t` is negative or NaN.
-        """
-        mean, k = self.flow.train(t), self.nngp_train_train
-        remain = lambda s, v: self.flow.spectrum.apply(REMAINING, s, v)
-        covary = lambda s: remain(s, remain(s, k).T)
-        covariance = self.flow._at_times(t, covary, *k.shape)
-        covariance = (covariance + jnp.matrix_transpose(covariance)) / 2
-        # `R` is at most 1, so that rounding is that of `k`.
-        tolerance = unit_rounding(len(k), k.dtype) * jnp.trace(k)
-        return Prediction(mean, covariance, jnp.full(covariance.shape[:-2], tolerance))
-
-    def predict(
-        self,
-        t: ArrayLike | None,
-        k_test_train: Gram,
-        k_test_test: ArrayLike | None = None,
-    ) -> Prediction:
-        r"""On test inputs: mean $A y$ and covariance
-        $K_{tt} + A K_{dd} A^T - A K_{dt} - K_{td} A^T$, where
-        $A = \Theta_{td} \Theta_r^{-1} (I - e^{-\Theta_r t / N})$: equations (14) and
-        (15) of Lee et al. (2019), or (16) for the last layer alone.
-
-        **Arguments:**
-
-        - `t`: time, as for `predict_train`.
-        - `k_test_train`: kernels of shape `(n_test, n)`.
-        - `k_test_test`: the NNGP kernel of the test inputs, shape `(n_test, n_test)`.
-            Without it, there is a mean only.
-
-        **Returns:** A [`infinitenet.Prediction`][], whose mean has shape
-            `(*times, n_test, *outputs)`.
-
-        **Raises:** `ValueError` if `t` is negative or NaN, or if a kernel has a wrong
-            shape or dtype, or entries that are not finite.
-        """
-        check_gram("k_test_train", k_test_train)
-        _, tangent = self.trained.tangent_kernel("k_test_train", k_test_train)
-        mean = self.flow.test(t, tangent)
-        if k_test_test is None:
-            return Prediction(mean, None)
-        n, dtype = len(self.nngp_train_train), self.nngp_train_train.dtype
-        k_td = check_cross_kernel("k_test_train.nngp", k_test_train.nngp, n, dtype)
-        k_tt = check_test_kernel("k_test_test", k_test_test, len(k_td), dtype)
-        regularised = self.flow.spectrum.k
-        k_dd = self.trained.initial_covariance(self.nngp_train_train, regularised)
-        a = self.flow._weights(t, tangent)
-
-        def covary(a):
-            # (A K / 2 - K_td) A^T and its transpose. This sums a joint kernel from both
-            # sides, so that errors of `a` do not make it negative.
-            half = dot(dot(a, k_dd) / 2 - k_td, a.T)
-            bound = rounding_bound(a, jnp.diagonal(k_dd), jnp.diagonal(k_tt))
-            return k_tt + half + half.T, jnp.sum(bound)
-
-        covariance, bound = jax.vmap(covary)(a.reshape(-1, *k_td.shape))
-        covariance = covariance.reshape(*a.shape[:-2], *k_tt.shape)
-        return Prediction(mean, covariance, bound.reshape(a.shape[:-2]))
-
-
-def infinite_ensemble(
-    k_train_train: Gram,
-    y_train: ArrayLike,
-    *,
-    trained: AbstractTrained = _all_layers,
-    diag_reg: ArrayLike = 0.0,
-    absolute: bool = False,
-) -> InfiniteEnsemble:
-    r"""The distribution over initialisations of trained networks of infinite width.
-
-    ??? cite "Reference"
-        ```bibtex
-        @inproceedings{lee2019wide,
-            title={Wide Neural Networks of Any Depth Evolve as Linear Models},
-            author={Jaehoon Lee and Lechao Xiao and Samuel S. Schoenholz and Yasaman Bahri
-                    and Roman Novak and Jascha Sohl-Dickstein and Jeffrey Pennington},
-            booktitle={Advances in Neural Information Processing Systems},
-            year={2019},
-        }
-        ```
-
-    **Arguments:**
-
-    - `k_train_train`: kernels of the training inputs, of shape `(n, n)`.
-    - `y_train`: the targets, shape `(n, *outputs)`.
-    - `trained`: [`infinitenet.AllLayers`][] or [`infinitenet.LastLayer`][].
-    - `diag_reg`: what to add to the diagonal of the tangent kernel of the trained
-        weights, in units of its mean.
-    - `absolute`: if true, `diag_reg` is in units of the kernel.
-
-    **Returns:** A [`infinitenet.InfiniteEnsemble`][].
-
-    **Raises:** `ValueError` as [`infinitenet.gradient_flow`][].
-    """
-    check_gram("k_train_train", k_train_train)
-    nngp = check_kernel("k_train_train.nngp", k_train_train.nngp)
-    name, tangent = trained.tangent_kernel("k_train_train", k_train_train)
-    flow = _gradient_flow(name, tangent, y_train, diag_reg, absolute)
-    return InfiniteEnsemble(flow, nngp.astype(flow.y_train.dtype), trained)
+    if isinstance(weight_decay, float | int) and weight_decay == 0:
+        return None
+    if jnp.shape(weight_decay):
+        shape = jnp.shape(weight_decay)
+        raise ValueError(f"`weight_decay` must be a scalar, but it has shape {shape}.")
+    remedy = "It is the rate at which weights return to their initial values."
+    out = check_not_negative("weight_decay", weight_decay, dtype, remedy)
+    return check_finite("weight_decay", out, remedy)
 
 
 def max_learning_rate(
@@ -371,9 +274,10 @@ def max_learning_rate(
     y_size: int | None = None,
     *,
     momentum: ArrayLike = 0.0,
+    weight_decay: ArrayLike = 0.0,
 ) -> Float[Array, ""]:
     r"""The largest learning rate for which gradient descent on the mean squared error
-    converges: $2 (1 + m) N / \lambda_{max}$.
+    converges: $2 (1 + m) / (l_{max} / N + \lambda)$, of the largest eigenvalue $l_{max}$.
 
     **Arguments:**
 
@@ -381,6 +285,7 @@ def max_learning_rate(
     - `y_size`: the number $N$ of entries of the targets, all outputs included. `None`
         for a single output, so `n`.
     - `momentum`: $m$, of heavy-ball momentum.
+    - `weight_decay`: $\lambda$, as for [`infinitenet.gradient_flow`][].
 
     **Returns:** a scalar.
 
@@ -396,4 +301,8 @@ def max_learning_rate(
         )
     remedy = "Without it, it is 0."
     momentum = check_not_negative("momentum", momentum, k.dtype, remedy)
-    return 2 * (1 + momentum) * y_size / jnp.linalg.eigvalsh(k)[-1]
+    largest = jnp.linalg.eigvalsh(k)[-1]
+    decay = to_decay(weight_decay, k.dtype)
+    if decay is not None:
+        largest = largest + y_size * decay
+    return 2 * (1 + momentum) * y_size / largest

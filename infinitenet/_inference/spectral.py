@@ -7,7 +7,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._checks import guard, indefinite
 from .._tracing import is_traced
@@ -28,10 +28,10 @@ def unit_rounding(n: int, dtype) -> float:
 class Spectral(NamedTuple):
     r"""A function $g$ of symmetric matrices, given by its values on eigenvalues.
 
-    - `value(l, s)`: $g(l)$, given a parameter `s`.
+    - `value(l, s)`: $g(l)$, given parameters `s`.
     - `slope(a, b, s)`: the divided difference $(g(a) - g(b)) / (a - b)$, which is
         $g'(a)$ if both are the same.
-    - `rate(l, s)`: the derivative by `s`.
+    - `rate(l, s, t_s)`: the derivative by `s`, in the direction of `t_s`.
     """
 
     value: Callable[..., Array]
@@ -45,7 +45,7 @@ def spectral_apply(
     k: Float[Array, "n n"],
     eigenvalues: Float[Array, " n"],
     eigenvectors: Float[Array, "n n"],
-    s: Float[Array, ""] | None,
+    s: PyTree[Array],
     v: Float[Array, "n m"],
     *,
     fn: Spectral,
@@ -62,7 +62,7 @@ def spectral_apply(
 
     - `k`: a symmetric matrix, which only serves to be differentiated.
     - `eigenvalues`, `eigenvectors`: its decomposition.
-    - `s`: the parameter of `fn`.
+    - `s`: the parameters of `fn`.
     - `v`: what to multiply.
     - `fn`: the function $g$.
     """
@@ -81,8 +81,8 @@ def _spectral_apply_jvp(primals, tangents, *, fn):
     if t_k is not None:
         slope = fn.slope(l[:, None], l[None, :], s)
         t_uv = t_uv + dot(slope * dot(dot(u.T, (t_k + t_k.T) / 2), u), uv)
-    if t_s is not None:
-        t_uv = t_uv + t_s * fn.rate(l, s)[:, None] * uv
+    if jax.tree.leaves(t_s):
+        t_uv = t_uv + fn.rate(l, s, t_s)[:, None] * uv
     if t_v is not None:
         t_uv = t_uv + fn.value(l, s)[:, None] * dot(u.T, t_v)
     return spectral_apply(k, l, u, s, v, fn=fn), dot(u, t_uv)
@@ -103,7 +103,7 @@ def _slope_of_sqrt(a: Array, b: Array, s: None) -> Array:
 SQRT = Spectral(
     value=lambda l, s: safe_sqrt(l),
     slope=_slope_of_sqrt,
-    rate=lambda l, s: jnp.zeros_like(l),
+    rate=lambda l, s, t_s: jnp.zeros_like(l),
 )
 
 
@@ -167,16 +167,18 @@ def _slope_of_integral(a: Array, b: Array, s: Array) -> Array:
     return jnp.where(series, time**2 * total, by_difference)
 
 
-MOVED = Spectral(_moved, _slope_of_moved, lambda l, s: l * _decay(l, s))
+MOVED = Spectral(_moved, _slope_of_moved, lambda l, s, t_s: t_s * l * _decay(l, s))
 REMAINING = Spectral(
-    _decay, lambda a, b, s: -_slope_of_moved(a, b, s), lambda l, s: -l * _decay(l, s)
+    _decay,
+    lambda a, b, s: -_slope_of_moved(a, b, s),
+    lambda l, s, t_s: -t_s * l * _decay(l, s),
 )
 # Its value leaves out directions of eigenvalue zero: see `Spectrum.null_integral`.
 # The derivatives by the matrix and by time have them.
 INTEGRAL = Spectral(
     lambda l, s: jnp.where(l > 0, _integral(l, s), 0),
     _slope_of_integral,
-    lambda l, s: jnp.where(jnp.isfinite(s), _decay(l, s), 0),
+    lambda l, s, t_s: t_s * jnp.where(jnp.isfinite(s), _decay(l, s), 0),
 )
 
 
@@ -199,7 +201,7 @@ class Spectrum(eqx.Module):
     eigenvectors: Float[Array, "n n"]
 
     def apply(
-        self, fn: Spectral, s: Float[Array, ""], v: Float[Array, "n m"]
+        self, fn: Spectral, s: PyTree[Array], v: Float[Array, "n m"]
     ) -> Float[Array, "n m"]:
         """The function of the matrix, times `v`."""
         l, u = self.eigenvalues, self.eigenvectors
@@ -213,25 +215,34 @@ class Spectrum(eqx.Module):
         return dot(u, null * dot(u.T, v))
 
     def null_integral(
-        self, share: Array, noise: Array, size: Array, s: Float[Array, ""]
+        self, share: Array, noise: Array, size: Array, elapsed: Float[Array, ""]
     ) -> Float[Array, "..."]:
-        """What directions of eigenvalue zero add to `INTEGRAL`: `s` times `share`.
+        """What directions of eigenvalue zero add to an integral: its value there,
+        `elapsed`, times `share`.
 
         Joint kernels of train and test are positive, so that their `share` is zero: it
         is rounding of terms of size `size`, and must not be multiplied by large times.
         `noise` has the values of `share`, but not its derivative by the test kernel,
         which is no rounding.
         """
+        # The rule of the integral has the derivative by time.
+        elapsed = jax.lax.stop_gradient(elapsed)
         unit = unit_rounding(len(self.k), share.dtype)
         l = jax.lax.stop_gradient(self.eigenvalues)
         lowest = jnp.min(jnp.where(l > 0, l, jnp.inf))
         # Rounding turns a null vector by `eps * max(l) / l[k]` towards the `k`th, whose
-        # share is at most `sqrt(l[k])`. It matters once that has moved: `l[k] * s > 1`.
-        worst = jnp.max(l) * jnp.minimum(jax.lax.stop_gradient(s), 1 / lowest)
+        # share is at most `sqrt(l[k])`. It matters once that has moved: if
+        # `l[k] * elapsed > 1`.
+        worst = jnp.max(l) * jnp.minimum(elapsed, 1 / lowest)
         unit = unit * jnp.sqrt(jnp.maximum(worst, 1))
         share = share - jnp.where(jnp.abs(share) <= unit * size, noise, 0)
-        # The rule of `INTEGRAL` has the derivative by time.
-        return share * jax.lax.stop_gradient(jnp.where(jnp.isfinite(s), s, 0))
+        return share * jnp.where(jnp.isfinite(elapsed), elapsed, 0)
+
+    def shifted(self, shift: Float[Array, ""]) -> "Spectrum":
+        """That of the matrix plus a multiple of the identity."""
+        index = jnp.arange(len(self.k))
+        k = self.k.at[index, index].add(shift)
+        return Spectrum(k, self.eigenvalues + shift, self.eigenvectors)
 
 
 def decompose(name: str, k: Float[Array, "n n"]) -> Spectrum:

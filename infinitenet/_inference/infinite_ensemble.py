@@ -1,0 +1,234 @@
+"""Ensembles of infinitely wide networks, trained on the mean squared error."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from .._checks import (
+    check_cross_kernel,
+    check_kernel,
+    check_test_diagonal,
+    check_test_kernel,
+)
+from .._matrices import check_gram, Gram
+from .flow import check_converged, flow_of, GradientFlow
+from .gp import rounding_bound
+from .solution import Prediction
+from .spectral import dot, unit_rounding
+from .time import Steps
+
+
+class AbstractTrained(eqx.Module):
+    """Which of the network's weights are trained."""
+
+    @abc.abstractmethod
+    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+        """The sum over the trained weights of products of the outputs' derivatives.
+
+        After its name, given that of the argument.
+        """
+
+    @abc.abstractmethod
+    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
+        """That of the training errors at initialisation, seen from the test inputs.
+
+        **Arguments:** the NNGP kernel, and the tangent kernel with `diag_reg`.
+        """
+
+
+class AllLayers(AbstractTrained):
+    """All weights are trained: the tangent kernel is the NTK."""
+
+    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+        if gram.ntk is None:
+            raise ValueError(
+                f"`{name}` has no NTK, which training all layers needs. Compute "
+                "it too, or train the last layer alone: `trained=LastLayer()`."
+            )
+        return f"{name}.ntk", gram.ntk
+
+    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
+        return nngp
+
+
+class LastLayer(AbstractTrained):
+    """Only the last layer is trained: the tangent kernel is the NNGP kernel.
+
+    After infinite time, that is the Bayesian posterior of the network. So `diag_reg` is
+    the variance of noise on the targets, which contributes to the covariance.
+    """
+
+    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+        return f"{name}.nngp", gram.nngp
+
+    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
+        return regularised
+
+
+_all_layers = AllLayers()
+
+
+class InfiniteEnsemble(eqx.Module):
+    """Infinitely wide networks from all initialisations, each trained in the same way.
+
+    Made by [`infinitenet.infinite_ensemble`][]. It keeps the eigendecomposition, so
+    that further times and test sets only cost products with it.
+
+    - `flow`: the training of one network, by the tangent kernel of the trained weights.
+    - `nngp_train_train`: the covariance of the initial outputs, shape `(n, n)`.
+    - `trained`: which weights are trained.
+    """
+
+    flow: GradientFlow
+    nngp_train_train: Float[Array, "n n"]
+    trained: AbstractTrained
+
+    def predict_train(self, t: ArrayLike | Steps | None = None) -> Prediction:
+        r"""On the training inputs: mean $(I - R) y$ and covariance $R K R$, where
+        $R = e^{-\Theta_r t / N}$ (without weight decay).
+
+        **Arguments:**
+
+        - `t`: time or steps, as for [`infinitenet.GradientFlow.train`][].
+
+        **Returns:** A [`infinitenet.Prediction`][], whose mean has shape
+            `(*times, n, *outputs)`.
+
+        **Raises:** `ValueError` if `t` is negative or NaN.
+        """
+        mean, k = self.flow.train(t), self.nngp_train_train
+        remain = self.flow._remaining
+        covary = lambda motion, s: remain(motion, s, remain(motion, s, k).T)
+        covariance = check_converged(t, self.flow._at_times(t, covary, *k.shape))
+        covariance = (covariance + jnp.matrix_transpose(covariance)) / 2
+        # `R` is at most 1, so that rounding is that of `k`.
+        tolerance = unit_rounding(len(k), k.dtype) * jnp.trace(k)
+        return Prediction(mean, covariance, jnp.full(covariance.shape[:-2], tolerance))
+
+    def predict(
+        self,
+        t: ArrayLike | Steps | None,
+        k_test_train: Gram,
+        k_test_test: ArrayLike | Steps | None = None,
+    ) -> Prediction:
+        r"""On test inputs: mean $A y$ and covariance
+        $K_{tt} + A K_{dd} A^T - A K_{dt} - K_{td} A^T$, where
+        $A = \Theta_{td} \Theta_r^{-1} (I - e^{-\Theta_r t / N})$: equations (14) and
+        (15) of Lee et al. (2019), or (16) for the last layer alone.
+
+        **Arguments:**
+
+        - `t`: time or steps, as for `predict_train`.
+        - `k_test_train`: kernels of shape `(n_test, n)`.
+        - `k_test_test`: the NNGP kernel of the test inputs, shape `(n_test, n_test)`, for
+            the covariance. Its diagonal, of shape `(n_test,)`, for variances only. `None`
+            for a mean only.
+
+        **Returns:** A [`infinitenet.Prediction`][], whose mean has shape
+            `(*times, n_test, *outputs)`.
+
+        **Raises:** `ValueError` if `t` is negative or NaN, or if a kernel has a wrong
+            shape or dtype, or entries that are not finite.
+        """
+        check_gram("k_test_train", k_test_train)
+        _, tangent = self.trained.tangent_kernel("k_test_train", k_test_train)
+        mean = self.flow.test(t, tangent)
+        if k_test_test is None:
+            return Prediction(mean)
+        n, dtype = len(self.nngp_train_train), self.nngp_train_train.dtype
+        k_td = check_cross_kernel("k_test_train.nngp", k_test_train.nngp, n, dtype)
+        only_variances = jnp.ndim(k_test_test) == 1
+        check = check_test_diagonal if only_variances else check_test_kernel
+        k_tt = check("k_test_test", k_test_test, len(k_td), dtype)
+        k_dd = self._initial_covariance()
+        a = self.flow._weights(t, tangent)
+        fn = _variance if only_variances else _covariance
+        spread, bound = jax.vmap(lambda a: fn(a, k_dd, k_td, k_tt))(
+            a.reshape(-1, *k_td.shape)
+        )
+        times = a.shape[:-2]
+        spread, bound = spread.reshape(*times, *k_tt.shape), bound.reshape(times)
+        if only_variances:
+            return Prediction(mean, None, bound, spread)
+        return Prediction(mean, spread, bound)
+
+    def _initial_covariance(self) -> Float[Array, "n n"]:
+        regularised, decay = self.flow.spectrum.k, self.flow.decay
+        if decay is not None:
+            index = jnp.arange(len(regularised))
+            regularised = regularised.at[index, index].add(-decay)
+        return self.trained.initial_covariance(self.nngp_train_train, regularised)
+
+
+# Of f_t - A f_d, given the covariances of all f, and the bounds on their rounding.
+
+
+def _covariance(
+    a: Float[Array, "n_test n"],
+    k_dd: Float[Array, "n n"],
+    k_td: Float[Array, "n_test n"],
+    k_tt: Float[Array, "n_test n_test"],
+) -> tuple[Float[Array, "n_test n_test"], Float[Array, ""]]:
+    # (A K / 2 - K_td) A^T and its transpose. This sums a joint kernel from both sides, so
+    # that errors of `a` do not make it negative.
+    half = dot(dot(a, k_dd) / 2 - k_td, a.T)
+    bound = rounding_bound(a, jnp.diagonal(k_dd), jnp.diagonal(k_tt))
+    return k_tt + half + half.T, jnp.sum(bound)
+
+
+def _variance(
+    a: Float[Array, "n_test n"],
+    k_dd: Float[Array, "n n"],
+    k_td: Float[Array, "n_test n"],
+    k_tt: Float[Array, " n_test"],
+) -> tuple[Float[Array, " n_test"], Float[Array, ""]]:
+    variance = k_tt + jnp.sum((dot(a, k_dd) - 2 * k_td) * a, axis=1)
+    return variance, jnp.max(rounding_bound(a, jnp.diagonal(k_dd), k_tt))
+
+
+def infinite_ensemble(
+    k_train_train: Gram,
+    y_train: ArrayLike,
+    *,
+    trained: AbstractTrained = _all_layers,
+    weight_decay: ArrayLike = 0.0,
+    diag_reg: ArrayLike = 0.0,
+    absolute: bool = False,
+) -> InfiniteEnsemble:
+    r"""The distribution over initialisations of trained networks of infinite width.
+
+    ??? cite "Reference"
+        ```bibtex
+        @inproceedings{lee2019wide,
+            title={Wide Neural Networks of Any Depth Evolve as Linear Models},
+            author={Jaehoon Lee and Lechao Xiao and Samuel S. Schoenholz and Yasaman Bahri
+                    and Roman Novak and Jascha Sohl-Dickstein and Jeffrey Pennington},
+            booktitle={Advances in Neural Information Processing Systems},
+            year={2019},
+        }
+        ```
+
+    **Arguments:**
+
+    - `k_train_train`: kernels of the training inputs, of shape `(n, n)`.
+    - `y_train`: the targets, shape `(n, *outputs)`.
+    - `trained`: [`infinitenet.AllLayers`][] or [`infinitenet.LastLayer`][].
+    - `weight_decay`: towards the initial weights, as for [`infinitenet.gradient_flow`][].
+    - `diag_reg`: what to add to the diagonal of the tangent kernel of the trained
+        weights, in units of its mean: a scalar, or of shape `(n,)` for each example.
+    - `absolute`: if true, `diag_reg` is in units of the kernel.
+
+    **Returns:** A [`infinitenet.InfiniteEnsemble`][].
+
+    **Raises:** `ValueError` as [`infinitenet.gradient_flow`][].
+    """
+    check_gram("k_train_train", k_train_train)
+    nngp = check_kernel("k_train_train.nngp", k_train_train.nngp)
+    name, tangent = trained.tangent_kernel("k_train_train", k_train_train)
+    tangent = check_kernel(name, tangent)
+    flow = flow_of(name, tangent, y_train, weight_decay, diag_reg, absolute)
+    return InfiniteEnsemble(flow, nngp.astype(flow.y_train.dtype), trained)
