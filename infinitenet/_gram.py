@@ -16,7 +16,7 @@ from ._covariance import Covariance, Pairs
 from ._custom_types import Arrays
 from ._kernel import Demand, Kernel
 from ._layer import AbstractLayer
-from ._matrices import Gram
+from ._matrices import Gram, GramDiagonal
 from ._progress import Progress, reporting
 from ._tiles import choose_area, choose_tiles, Program, starts
 from ._tracing import is_traced
@@ -82,8 +82,7 @@ def gram(
     It can be differentiated, compiled and vectorised. Under these transformations it is one
     computation without progress, and what is not finite is a `RuntimeError` at run time.
     """
-    if not isinstance(net, AbstractLayer):
-        raise ValueError(f"`net` must be a layer, but it is {net!r}.")
+    _check_layer(net)
     if demand.cross == Pairs.NONE:
         raise ValueError("`demand.cross` must not be `Pairs.NONE`: nothing would be left.")
     x1 = to_batch("x1", x1)
@@ -98,11 +97,48 @@ def gram(
     else:
         with reporting(progress, "kernel", "entries") as report:
             out = _by_tiles(entry, arrays, x1, x2, area, report)
-    nngp, tangent = out
-    return Gram(
-        check_finite("nngp", nngp.array, _OVERFLOW),
-        None if tangent is None else check_finite("ntk", tangent.array, _OVERFLOW),
-    )
+    return Gram(*_finite(out))
+
+
+def gram_diagonal(
+    net: AbstractLayer,
+    x: Arrays,
+    *,
+    ntk: bool = True,
+    memory: int | None = None,
+    demand: Demand = Demand(),
+) -> GramDiagonal:
+    """The kernel of each input with itself: the diagonal of [`infinitenet.gram`][].
+
+    **Arguments:**
+
+    - `net`: a network, before or after `init`.
+    - `x`: a batch of inputs, of shape `(n, *spatial, channels)`.
+    - `ntk`, `memory`, `demand`: as for `gram`.
+
+    **Returns:** A [`infinitenet.GramDiagonal`][], of arrays of shape `(n,)`.
+
+    **Raises:** as `gram`.
+    """
+    _check_layer(net)
+    x = to_batch("x", x)
+    variance = common_variance(net, x, None)
+    arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
+    entry, first = Entry(static, ntk, demand), _example(x)
+    area = choose_area(_program(entry, _one, arrays, first, first).largest_array(), memory)
+    by = _diagonal_by_rows if is_traced((arrays, x)) else _diagonal_by_tiles
+    return GramDiagonal(*_finite(by(entry, arrays, x, area)))
+
+
+def _check_layer(net: object) -> None:
+    if not isinstance(net, AbstractLayer):
+        raise ValueError(f"`net` must be a layer, but it is {net!r}.")
+
+
+def _finite(pair: "Pair") -> tuple[Array, Array | None]:
+    nngp, tangent = pair
+    out = check_finite("nngp", nngp.array, _OVERFLOW)
+    return out, None if tangent is None else check_finite("ntk", tangent.array, _OVERFLOW)
 
 
 Pair: TypeAlias = tuple[Covariance, Covariance | None]
@@ -174,10 +210,14 @@ def _by_rows(
     out = lax.map(row, x1, batch_size=min(max(area // n2, 1), n1))
     if x2 is not None:
         return out
-    one = jax.checkpoint(lambda x: entry(arrays, x, None))
-    alone = lax.map(one, x1, batch_size=min(area, n1))
     index = jnp.arange(n1)
+    alone = _diagonal_by_rows(entry, arrays, x1, area)
     return jax.tree.map(lambda k, k0: k.at[index, index].set(k0), out, alone)
+
+
+def _diagonal_by_rows(entry: Entry, arrays: PyTree, x: PyTree, area: int) -> Pair:
+    one = jax.checkpoint(lambda x: entry(arrays, x, None))
+    return lax.map(one, x, batch_size=min(area, batch_size(x)))
 
 
 def _by_tiles(
@@ -206,20 +246,21 @@ def _by_tiles(
         out = write(out, new, tile.row, tile.column)
     assert out is not None
     if x2 is None:
-        out = _with_diagonal(out, entry, arrays, x1, area)
+        # From inputs alone, which is exact: see `Kernel.alone`.
+        out = _write_diagonal(out, _diagonal_by_tiles(entry, arrays, x1, area))
     jax.block_until_ready(out)
     report(total, total)
     return out
 
 
-def _with_diagonal(out: Pair, entry: Entry, arrays: PyTree, x: PyTree, area: int) -> Pair:
-    """The diagonal from inputs alone, which is exact: see `Kernel.alone`."""
+def _diagonal_by_tiles(entry: Entry, arrays: PyTree, x: PyTree, area: int) -> Pair:
     n = batch_size(x)
     size = min(area, n)
     program = _program(entry, _alone, arrays, _cut(x, 0, size))
-    for start in starts(n, size):
-        new = program(arrays, _cut(x, start, size))
-        out = _write_diagonal(out, new, start)
+    parts = [(start, program(arrays, _cut(x, start, size))) for start in starts(n, size)]
+    out = jax.tree.map(lambda k: jnp.zeros((n, *k.shape[1:]), k.dtype), parts[0][1])
+    for start, part in parts:
+        out = jax.tree.map(lambda out, k, i=start: out.at[i : i + size].set(k), out, part)
     return out
 
 
@@ -262,9 +303,9 @@ def _mirror(cov: Covariance) -> Covariance:
 
 
 @ft.partial(jax.jit, donate_argnums=0)
-def _write_diagonal(out: Pair, new: Pair, start: Array) -> Pair:
-    def write(out: Array, new: Array) -> Array:
-        index = start + jnp.arange(len(new))
-        return out.at[index, index].set(new)
+def _write_diagonal(out: Pair, diagonal: Pair) -> Pair:
+    def write(out: Array, diagonal: Array) -> Array:
+        index = jnp.arange(len(diagonal))
+        return out.at[index, index].set(diagonal)
 
-    return jax.tree.map(write, out, new)
+    return jax.tree.map(write, out, diagonal)

@@ -25,3 +25,14 @@ class Gram(eqx.Module):
     nngp: Float[Array, "n1 n2 *positions"]
     # Not `| None`, as type checkers cannot tell that it was asked for.
     ntk: Float[Array, "n1 n2 *positions"] | Any
+
+
+class GramDiagonal(eqx.Module):
+    """The diagonals of kernel matrices: what [`infinitenet.gram_diagonal`][] returns.
+
+    Networks that keep positions to the end have further axes, those of the positions.
+    `ntk` is `None` if it was not asked for.
+    """
+
+    nngp: Float[Array, "n *positions"]
+    ntk: Float[Array, "n *positions"] | Any

@@ -14,7 +14,7 @@ from .._checks import (
     check_test_diagonal,
     check_test_kernel,
 )
-from .._matrices import check_gram, Gram
+from .._matrices import check_gram, Gram, GramDiagonal
 from .flow import check_converged, flow_of, GradientFlow
 from .gp import rounding_bound
 from .solution import Prediction
@@ -26,7 +26,7 @@ class AbstractTrained(eqx.Module):
     """Which of the network's weights are trained."""
 
     @abc.abstractmethod
-    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+    def tangent_kernel(self, name: str, gram: Gram | GramDiagonal) -> tuple[str, ArrayLike]:
         """The sum over the trained weights of products of the outputs' derivatives.
 
         After its name, given that of the argument.
@@ -43,7 +43,7 @@ class AbstractTrained(eqx.Module):
 class AllLayers(AbstractTrained):
     """All weights are trained: the tangent kernel is the NTK."""
 
-    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+    def tangent_kernel(self, name: str, gram: Gram | GramDiagonal) -> tuple[str, ArrayLike]:
         if gram.ntk is None:
             raise ValueError(
                 f"`{name}` has no NTK, which training all layers needs. Compute "
@@ -62,7 +62,7 @@ class LastLayer(AbstractTrained):
     the variance of noise on the targets, which contributes to the covariance.
     """
 
-    def tangent_kernel(self, name: str, gram: Gram) -> tuple[str, ArrayLike]:
+    def tangent_kernel(self, name: str, gram: Gram | GramDiagonal) -> tuple[str, ArrayLike]:
         return f"{name}.nngp", gram.nngp
 
     def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
