@@ -27,8 +27,8 @@ def _check_nonzero(
     x: Float[Array, "n m"], whole: Float[Array, "n m"], message: str
 ) -> Float[Array, "n m"]:
     """`x`, unless it is zero up to the rounding of `whole`, which it was made from."""
-    least = unit_rounding(1, x.dtype) * jnp.linalg.norm(whole)
-    is_bad = lambda x: ~(jnp.linalg.norm(x) > least)
+    unit = unit_rounding(1, x.dtype)
+    is_bad = lambda x: ~(jnp.linalg.norm(x) > unit * jnp.linalg.norm(whole))
     return guard(x, is_bad, lambda _: message, message)
 
 

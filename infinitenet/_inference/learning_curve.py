@@ -18,7 +18,7 @@ from .._checks import (
     check_targets,
     guard,
 )
-from .spectral import decompose, Spectral
+from .spectral import decompose, Spectral, Spectrum
 
 
 class _Learning(NamedTuple):
@@ -130,10 +130,10 @@ def _slope_of_unlearned(a: Array, b: Array, kappa: Array) -> Array:
     return jnp.where(regular, -(kappa**2) * (a + b) / (a * b) ** 2, 0)
 
 
-def _rate_of_unlearned(l: Array, kappa: Array) -> Array:
+def _rate_of_unlearned(l: Array, kappa: Array, t_kappa: Array) -> Array:
     total = l + kappa
     safe = jnp.where(total > 0, total, 1)
-    return jnp.where(total > 0, 2 * kappa * l / safe**3, 0)
+    return t_kappa * jnp.where(total > 0, 2 * kappa * l / safe**3, 0)
 
 
 # Applied to the targets, so that derivatives are right at repeated eigenvalues.
@@ -184,8 +184,43 @@ def _check_scalar(name: str, x: ArrayLike, dtype, remedy: str) -> Float[Array, "
 _noise_remedy = "It is the standard deviation of noise on the targets."
 
 
-def _at_sizes(fn: Callable[[Array], Array], n: Float[Array, "..."]) -> Array:
-    return jax.vmap(fn)(jnp.ravel(n)).reshape(n.shape)
+# Compiled as one, as the solver's loop would be compiled anew at each call.
+
+
+@jax.jit
+def _of_spectrum(
+    l: Float[Array, " m"],
+    power: Float[Array, " m"],
+    n: Float[Array, "..."],
+    ridge: Float[Array, ""],
+    noise_std: Float[Array, ""],
+) -> Float[Array, "..."]:
+    def at(n):
+        learning = _learning(l, n, ridge)
+        error = jnp.sum(_unlearned(l, learning.kappa) * power) + jnp.square(noise_std)
+        return _product(learning.overfitting, error)
+
+    return jax.vmap(at)(jnp.ravel(n)).reshape(n.shape)
+
+
+@jax.jit
+def _of_matrix(
+    spectrum: Spectrum,
+    y: Float[Array, "n_points outputs"],
+    n: Float[Array, "..."],
+    ridge: Float[Array, ""],
+    noise_std: Float[Array, ""],
+) -> Float[Array, "..."]:
+    n_points, l = len(y), spectrum.eigenvalues / len(y)
+
+    def at(n):
+        learning = _learning(l, n, ridge)
+        rest = spectrum.apply(_UNLEARNED, learning.kappa * n_points, y)
+        held_out = 1 - n / n_points * (1 - jnp.square(learning.train))
+        error = jnp.sum(y * rest) / (y.size * held_out) + jnp.square(noise_std)
+        return _product(learning.overfitting, error)
+
+    return jax.vmap(at)(jnp.ravel(n)).reshape(n.shape)
 
 
 #
@@ -250,13 +285,7 @@ def learning_curve_of_spectrum(
     remedy = "It is added to the diagonal of kernel matrices."
     ridge = _check_scalar("ridge", ridge, l.dtype, remedy)
     noise_std = _check_scalar("noise_std", noise_std, l.dtype, _noise_remedy)
-
-    def at(n):
-        learning = _learning(l, n, ridge)
-        error = jnp.sum(_unlearned(l, learning.kappa) * power) + jnp.square(noise_std)
-        return _product(learning.overfitting, error)
-
-    return _at_sizes(at, n)
+    return _of_spectrum(l, power, n, ridge, noise_std)
 
 
 def learning_curve(
@@ -276,13 +305,15 @@ def learning_curve(
     $n / N$ was trained on, with errors smaller by a factor of
     $c^2 = (\delta / n \kappa)^2$. Without these it is larger by a factor of
     $1 / (1 - (1 - c^2) n / N)$, which is included: so one decomposition predicts the test
-    error at all sizes, as if by training on random subsets. In the limit $n \to N$ it is
-    generalised cross-validation.
+    error at all sizes, as if by training on random subsets. Without regularisation, the
+    limit $n \to N$ is generalised cross-validation.
 
-    Small eigenvalues are those of the examples rather than of the kernel. Up to a third
-    of the examples, predictions are usually within some percent of the errors on the
-    others; noise which is added by `noise_std` then counts too much, if there is no
-    `diag_reg`.
+    Features of a kernel are not Gaussian, and of small eigenvalues those of the examples
+    differ from those of the kernel. Beside errors measured on random subsets of digits and
+    of normal inputs in 2 and 4 dimensions, with noise or `diag_reg`, predictions were
+    within 20 %, mostly too low. With neither, for a kernel that is not smooth, they were
+    too low by a sixth at a sixth of the examples, and by half at half of them. Noise that
+    is added by `noise_std` counts too much beyond a third, without `diag_reg`.
 
     !!! example
 
@@ -318,14 +349,4 @@ def learning_curve(
     ridge = _check_scalar("diag_reg", diag_reg, k.dtype, remedy)
     ridge = ridge if absolute else ridge * jnp.mean(jnp.diagonal(k))
     noise_std = _check_scalar("noise_std", noise_std, k.dtype, _noise_remedy)
-    spectrum, y = decompose("k", k), y.reshape(len(k), -1)
-    l = spectrum.eigenvalues / len(k)
-
-    def at(n):
-        learning = _learning(l, n, ridge)
-        rest = spectrum.apply(_UNLEARNED, learning.kappa * len(k), y)
-        held_out = 1 - n / len(k) * (1 - jnp.square(learning.train))
-        error = jnp.sum(y * rest) / (y.size * held_out) + jnp.square(noise_std)
-        return _product(learning.overfitting, error)
-
-    return _at_sizes(at, n)
+    return _of_matrix(decompose("k", k), y.reshape(len(k), -1), n, ridge, noise_std)

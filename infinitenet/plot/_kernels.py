@@ -45,12 +45,12 @@ def kernel(
     k = to_array("k", k, 2, "(n, n)")
     if k.shape[0] != k.shape[1]:
         raise ValueError(f"`k` must have shape (n, n), but it has {k.shape}.")
-    ax = to_axes(ax)
     n, name = len(k), "inputs"
     if order is not None:
         order = to_vector("order", order, n)
         index = np.argsort(order, kind="stable")
         k, order, name = k[np.ix_(index, index)], order[index], "inputs, sorted by label"
+    ax = to_axes(ax)
     # Colours of both signs only if there are both.
     low, high = np.nanmin(k), np.nanmax(k)
     ends = {"cmap": "viridis"}
@@ -168,14 +168,17 @@ def learning_curve(
     predicted = to_vector("predicted", predicted, len(n))
     if (measured is None) != (n_measured is None):
         raise ValueError("Give both of `n_measured` and `measured`, or neither.")
-    ax = to_axes(ax)
-    ax.plot(n, predicted, color=BLACK, lw=1.6, label="predicted")
+    points = None
     if measured is not None and n_measured is not None:
         n_measured = to_vector("n_measured", n_measured)
         measured = to_vector("measured", measured, len(n_measured))
         bars = None if error is None else 2 * to_vector("error", error, len(n_measured))
-        style = {"fmt": "o", "color": ORANGE, "ms": 5, "capsize": 2}
-        ax.errorbar(n_measured, measured, bars, label="measured", **style)
+        points = (n_measured, measured, bars)
+    ax = to_axes(ax)
+    ax.plot(n, predicted, color=BLACK, lw=1.6, label="predicted")
+    if points is not None:
+        style: dict = {"fmt": "o", "color": ORANGE, "ms": 5, "capsize": 2}
+        ax.errorbar(*points, label="measured", **style)
         ax.legend(frameon=False)
     ax.set(xscale="log", yscale="log")
     ax.set(xlabel="number of training examples", ylabel="test error (mean squared)")

@@ -1,7 +1,5 @@
 """Phase diagrams of deep networks."""
 
-from typing import Literal
-
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -21,7 +19,7 @@ def phases(
     W_stds: ArrayLike,
     b_stds: ArrayLike,
     limits: SignalPropagation,
-    quantity: Literal["q", "c", "depth_correlation"] = "c",
+    quantity: str = "c",
     *,
     ax: Axes | None = None,
 ) -> Axes:

@@ -51,29 +51,36 @@ def predictive(
     x = _to_inputs("x", x)
     order = np.argsort(x)
     x, mean = x[order], _column("prediction.mean", prediction.mean, len(x), output)[order]
-    if (x_train is None) != (y_train is None):
-        raise ValueError("Give both of `x_train` and `y_train`, or neither.")
-    ax = to_axes(ax)
-    if samples is not None:
-        samples = np.asarray(samples)
-        for f in samples:
-            f = _column("samples", f, len(x), output)[order]
-            ax.plot(x, f, color=colour, alpha=0.35, lw=0.7, zorder=1.5)
-        ax.plot([], [], color=colour, alpha=0.6, lw=0.7, label="samples")
-    drawn = "mean"
+    std = None
     if prediction.covariance is not None:
         std = to_vector("prediction.std", prediction.std, len(x))
+    if (x_train is None) != (y_train is None):
+        raise ValueError("Give both of `x_train` and `y_train`, or neither.")
+    if x_train is not None and y_train is not None:
+        x_train = _to_inputs("x_train", x_train)
+        y_train = _column("y_train", y_train, len(x_train), output)
+    functions = () if samples is None else np.asarray(samples)
+    functions = [_column("samples", f, len(x), output)[order] for f in functions]
+    ax = to_axes(ax)
+    _samples(ax, x, functions, colour)
+    drawn = "mean"
+    if std is not None:
         band(ax, x, mean, 2 * std[order], colour)
         drawn = "mean ± 2 standard deviations"
     ax.plot(x, mean, color=colour, lw=2, label=drawn if label is None else label)
     if x_train is not None and y_train is not None:
-        x_train = _to_inputs("x_train", x_train)
-        y_train = _column("y_train", y_train, len(x_train), output)
-        ax.plot(x_train, y_train, "o", color=BLACK, ms=5, label="training data", zorder=3)
+        ax.plot(x_train, y_train, "o", color=BLACK, ms=5, zorder=3, label="training data")
     ax.set(xlabel="input $x$", ylabel="output", xlim=(x[0], x[-1]))
     ax.legend(frameon=False)
     tidy(ax)
     return ax
+
+
+def _samples(ax: Axes, x: np.ndarray, functions: list[np.ndarray], colour: str) -> None:
+    for i, f in enumerate(functions):
+        # One entry of the legend for all.
+        name = "_" if i else "samples"
+        ax.plot(x, f, color=colour, alpha=0.35, lw=0.7, zorder=1.5, label=name)
 
 
 def _to_inputs(name: str, x: ArrayLike) -> np.ndarray:

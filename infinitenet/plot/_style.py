@@ -43,7 +43,8 @@ def to_array(name: str, x: ArrayLike, ndim: int, shape: str) -> np.ndarray:
     out = np.asarray(x)
     if out.ndim != ndim or not out.size:
         raise ValueError(f"`{name}` must have shape {shape}, but it has {out.shape}.")
-    if not np.any(np.isfinite(out)):
+    # Labels may be strings.
+    if np.issubdtype(out.dtype, np.floating) and not np.any(np.isfinite(out)):
         raise ValueError(f"`{name}` has no finite entry: there is nothing to plot.")
     return out
 

@@ -47,7 +47,7 @@ def _to_times(t: ArrayLike, like: str) -> np.ndarray:
 def training(
     t: ArrayLike,
     prediction: Prediction,
-    outputs: Sequence[int] | None = None,
+    outputs: Sequence[int] | np.ndarray | None = None,
     targets: ArrayLike | None = None,
     *,
     ax: Axes | None = None,
@@ -78,9 +78,11 @@ def training(
             f"{mean.shape}."
         )
     shape, mean = mean.shape[1:], mean.reshape(len(t), -1)
-    chosen = np.arange(mean.shape[1])[:6] if outputs is None else np.asarray(outputs)
-    if np.any((chosen < 0) | (chosen >= mean.shape[1])):
-        raise ValueError(f"`outputs` must be from 0 to {mean.shape[1] - 1}, not {outputs}.")
+    chosen = _choose(outputs, mean.shape[1])
+    if targets is not None and np.shape(targets) != shape:
+        raise ValueError(
+            f"`targets` must have shape {shape}, but it has {np.shape(targets)}."
+        )
     ax = to_axes(ax)
     std = None
     if prediction.covariance is not None:
@@ -90,7 +92,7 @@ def training(
         if std is not None:
             band(ax, t, mean[:, j], 2 * std[:, j], colour(i))
     if targets is not None:
-        _targets(ax, np.asarray(targets), shape, chosen)
+        _targets(ax, np.ravel(targets)[chosen])
     _scale_time(ax, t)
     ax.set_ylabel("output" if std is None else "output, ± 2 standard deviations")
     if len(chosen) > 1 or targets is not None:
@@ -99,11 +101,20 @@ def training(
     return ax
 
 
-def _targets(ax: Axes, y: np.ndarray, shape: tuple[int, ...], chosen: np.ndarray) -> None:
-    if y.shape != shape:
-        raise ValueError(f"`targets` must have shape {shape}, but it has {y.shape}.")
-    for i, j in enumerate(chosen):
-        ax.axhline(float(y.ravel()[j]), color=colour(i), lw=1, ls=":", zorder=0)
+def _choose(outputs: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:
+    if outputs is None:
+        return np.arange(n)[:6]
+    chosen = np.asarray(outputs)
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+        raise ValueError("`outputs` must be a list of whole numbers.")
+    if np.any((chosen < 0) | (chosen >= n)):
+        raise ValueError(f"`outputs` must be from 0 to {n - 1}, not {outputs}.")
+    return chosen
+
+
+def _targets(ax: Axes, y: np.ndarray) -> None:
+    for i, each in enumerate(y):
+        ax.axhline(float(each), color=colour(i), lw=1, ls=":", zorder=0)
     ax.plot([], [], color=GREY, lw=1, ls=":", label="targets")
 
 
@@ -143,11 +154,14 @@ def losses(
     later = t > 0
     if not np.any(later):
         raise ValueError("`t` must have times above zero, as its scale is logarithmic.")
+    if members is not None:
+        members = _to_members(members, len(t))
+    if comparison is not None:
+        _check_losses(comparison, len(t))
     ax = to_axes(ax)
     first = not ax.get_lines()
     ends = []
     if members is not None:
-        members = to_array("members", members, 2, "(times, members)")
         ends.append(_members(ax, t, members, later, colour))
     if comparison is not None:
         ends.append(_expected(ax, t, comparison, later, members is None, colour))
@@ -168,13 +182,24 @@ def losses(
 _MOST_MEMBERS = 16
 
 
+def _to_members(members: ArrayLike, n: int) -> np.ndarray:
+    members = to_array("members", members, 2, f"({n}, members)")
+    if len(members) != n:
+        raise ValueError(
+            f"`members` must have shape ({n}, members), but it has {members.shape}."
+        )
+    return members
+
+
+def _check_losses(comparison: Comparison, n: int) -> None:
+    if comparison.loss is None:
+        raise ValueError("`comparison` has no losses: give `y` to `infinitenet.compare`.")
+    to_vector("comparison.loss", comparison.loss, n)
+
+
 def _members(
     ax: Axes, t: np.ndarray, members: np.ndarray, later: np.ndarray, colour: str
 ) -> float:
-    if len(members) != len(t):
-        raise ValueError(
-            f"`members` must have shape ({len(t)}, members), but it has {members.shape}."
-        )
     shown = members[later][:, :_MOST_MEMBERS]
     ax.plot(t[later], shown, color=colour, alpha=0.25, lw=0.8)
     mean = members.mean(axis=1)
@@ -190,9 +215,7 @@ def _expected(
     with_mean: bool,
     colour: str,
 ) -> float:
-    if comparison.loss is None or comparison.ensemble_loss is None:
-        raise ValueError("`comparison` has no losses: give `y` to `infinitenet.compare`.")
-    loss = to_vector("comparison.loss", comparison.loss, len(t))
+    loss = np.asarray(comparison.loss)
     if with_mean:
         mean = np.asarray(comparison.ensemble_loss)
         ax.plot(t[later], mean[later], color=colour, lw=2.2)
