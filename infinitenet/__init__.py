@@ -1,5 +1,6 @@
 """Neural networks of finite and infinite width."""
 
+from . import plot as plot
 from ._affine import AbstractAffine as AbstractAffine, AffineWeights as AffineWeights
 from ._architectures import (
     ConvOnly as ConvOnly,
@@ -22,6 +23,10 @@ from ._ensemble import (
     TrainedEnsemble as TrainedEnsemble,
 )
 from ._gram import gram as gram
+from ._inference.diagnostics import (
+    diagnose as diagnose,
+    KernelDiagnostics as KernelDiagnostics,
+)
 from ._inference.dynamics import FlowState as FlowState
 from ._inference.flow import (
     gradient_flow as gradient_flow,
@@ -39,6 +44,10 @@ from ._inference.infinite_ensemble import (
 from ._inference.integration import (
     loss_below as loss_below,
     steady_state as steady_state,
+)
+from ._inference.learning_curve import (
+    learning_curve as learning_curve,
+    learning_curve_of_spectrum as learning_curve_of_spectrum,
 )
 from ._inference.loss_flow import loss_flow as loss_flow, LossFlow as LossFlow
 from ._inference.losses import (
