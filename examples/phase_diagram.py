@@ -65,9 +65,6 @@ def print_check(name, W_std, b_std, depth):
     )
 
 
-BLACK, GREY = "#222222", "#999999"
-
-
 def plot(file, diagrams):
     """A row for each nonlinearity: variance, correlation, depth."""
     import matplotlib
@@ -83,14 +80,9 @@ def plot(file, diagrams):
         for row, (name, (W_stds, b_stds, limits)) in zip(
             axes, diagrams.items(), strict=True
         ):
-            panels = (
-                ("variance $q^*$", limits.q, "viridis", (1e-2, 1e2)),
-                ("correlation $c^*$", limits.c, "cividis", (0, 1)),
-                ("depth $\\xi_c$", limits.depth_correlation, "magma", (1, 1e2)),
-            )
-            for ax, panel in zip(row, panels, strict=True):
-                plot_panel(figure, ax, np.asarray(W_stds), np.asarray(b_stds), *panel)
-                plot_phases(ax, W_stds, b_stds, limits)
+            for ax, quantity in zip(row, ("q", "c", "depth_correlation"), strict=True):
+                inn.plot.phases(W_stds, b_stds, limits, quantity, ax=ax)
+                ax.set(xlabel="", ylabel="")
             row[0].set_title(name, loc="left", fontweight="bold")
         for ax in axes[-1]:
             ax.set_xlabel("$\\sigma_W$")
@@ -98,28 +90,6 @@ def plot(file, diagrams):
             ax.set_ylabel("$\\sigma_b$")
         figure.savefig(file, dpi=110)
         plt.close(figure)
-
-
-def plot_panel(figure, ax, W_stds, b_stds, title, values, colours, ends):
-    from matplotlib.colors import LogNorm, Normalize
-
-    scale = LogNorm if ends[0] > 0 else Normalize
-    # Infinity is drawn as the end of the scale.
-    values = np.clip(np.asarray(values).T, *ends)
-    mesh = ax.pcolormesh(
-        W_stds, b_stds, values, cmap=colours, norm=scale(*ends), shading="gouraud"
-    )
-    figure.colorbar(mesh, ax=ax, label=title)
-
-
-def plot_phases(ax, W_stds, b_stds, limits):
-    """Contours of `chi_1`, of which the one at 1 is the edge of chaos."""
-    chi_1 = np.asarray(limits.chi_1).T
-    style = {"colors": GREY, "linewidths": 0.8}
-    lines = ax.contour(W_stds, b_stds, chi_1, levels=[0.5, 1.5, 2], **style)
-    ax.clabel(lines, fmt=lambda chi: f"{chi:g}", fontsize=7)
-    for colour, width in (("white", 3.5), (BLACK, 1.8)):
-        ax.contour(W_stds, b_stds, chi_1, levels=[1], colors=colour, linewidths=width)
 
 
 def main():

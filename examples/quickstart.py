@@ -142,29 +142,9 @@ def plot(file, width, trained, t, on_train, on_test):
 
 
 def plot_losses(axes, trained, t, on_train, on_test):
-    t = np.asarray(t)[1:]  # A logarithm has no zero.
-    parts = (
-        ("train", BLUE, trained.train_loss, on_train),
-        ("test", ORANGE, trained.test_loss, on_test),
-    )
-    for name, colour, members, comparison in parts:
-        axes.plot(t, members[1:, :16], color=colour, alpha=0.25, lw=0.8)
-        axes.plot(t, comparison.ensemble_loss[1:], color=colour, lw=2.2)
-        axes.plot(t, comparison.loss[1:], color=BLACK, lw=1.4, ls=(0, (4, 3)))
-        axes.annotate(
-            name,
-            (t[-1], comparison.loss[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            annotation_clip=False,
-        )
-    axes.plot([], [], color="grey", alpha=0.4, lw=0.8, label="single finite networks")
-    axes.plot([], [], color="grey", lw=2.2, label="their mean")
-    axes.plot([], [], color=BLACK, lw=1.4, ls=(0, (4, 3)), label="infinite, expected")
-    axes.set(xscale="log", yscale="log", xlabel="training time (sum of learning rates)")
-    axes.set(ylabel="loss", xlim=(t[0], t[-1]), ylim=(5e-4, 5))
+    inn.plot.losses(t, trained.train_loss, on_train, name="train", ax=axes)
+    inn.plot.losses(t, trained.test_loss, on_test, name="test", colour=ORANGE, ax=axes)
+    axes.set(xlabel="training time (sum of learning rates)", ylabel="loss", ylim=(5e-4, 5))
     axes.set_title("Training", loc="left", fontweight="bold")
     axes.legend(frameon=False, loc="lower left")
 
