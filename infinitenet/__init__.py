@@ -23,9 +23,22 @@ from ._ensemble import (
     TrainedEnsemble as TrainedEnsemble,
 )
 from ._gram import gram as gram
+from ._inference.calibration import (
+    accuracy as accuracy,
+    brier_score as brier_score,
+    calibration_curve as calibration_curve,
+    CalibrationCurve as CalibrationCurve,
+    expected_calibration_error as expected_calibration_error,
+    negative_log_likelihood as negative_log_likelihood,
+)
 from ._inference.diagnostics import (
     diagnose as diagnose,
     KernelDiagnostics as KernelDiagnostics,
+)
+from ._inference.dirichlet import (
+    dirichlet_classifier as dirichlet_classifier,
+    DirichletClassifier as DirichletClassifier,
+    DirichletPrediction as DirichletPrediction,
 )
 from ._inference.dynamics import FlowState as FlowState
 from ._inference.flow import (
@@ -61,6 +74,12 @@ from ._inference.optimisers import (
     GradientDescent as GradientDescent,
     HeavyBall as HeavyBall,
     Nesterov as Nesterov,
+)
+from ._inference.softmax import (
+    ClassProbabilities as ClassProbabilities,
+    monte_carlo_probabilities as monte_carlo_probabilities,
+    sigmoid_probabilities as sigmoid_probabilities,
+    softmax_probabilities as softmax_probabilities,
 )
 from ._inference.solution import Prediction as Prediction
 from ._inference.time import Steps as Steps

@@ -81,6 +81,8 @@ _order = [
     "_inference.integration",
     "_inference.trajectory",
     "_inference.loss_flow",
+    "_inference.gumbel",
+    "_inference.labels",
     "_inference.softmax",
     "_inference.dirichlet",
     "_inference.calibration",

@@ -210,7 +210,7 @@ def test_monte_carlo(getkey):
     assert jnp.max(jnp.abs(probit.probabilities - want) / probit.error) < 5
     # All samples are the same.
     certain = _prediction(prediction.mean, 0 * variance)
-    p = inn.monte_carlo_probabilities(certain, jax.nn.softmax, getkey(), 9)
+    p = inn.monte_carlo_probabilities(certain, jax.nn.softmax, getkey(), 4000)
     np.testing.assert_allclose(p.probabilities, jax.nn.softmax(prediction.mean))
     np.testing.assert_allclose(p.error, 0, atol=1e-8)
 
@@ -320,25 +320,23 @@ def test_dirichlet_recovers_labels():
 def test_dirichlet_transformations():
     k, k_td, k_tt = _kernels()
 
-    def run(scale, labels, alpha):
+    def run(scale, alpha, labels):
         classifier = inn.dirichlet_classifier(scale * k, labels, 3, alpha=alpha)
-        p = classifier.predict(scale * k_td, scale * k_tt).probabilities
-        return classifier.log_marginal_likelihood(), p
+        p = classifier.predict(scale * k_td, scale * k_tt)
+        return p.probabilities[0, 0], (classifier.log_marginal_likelihood(), p)
 
-    labels = jnp.stack([jnp.asarray(_labels), 2 - jnp.asarray(_labels)])
-    scale, alpha = jnp.array([1.0, 0.5]), jnp.array([0.01, 0.1])
-    log_density, p = quick_jit(jax.vmap(run))(scale, labels, alpha)
-    for i in range(2):
-        want = run(scale[i], labels[i], alpha[i])
-        np.testing.assert_allclose(log_density[i], want[0], rtol=1e-10)
-        np.testing.assert_allclose(p[i], want[1], atol=1e-11)
-    both = lambda s, a: run(s, labels[0], a)[1][0, 0]
-    score = quick_jit(jax.value_and_grad(both, (0, 1)))
-    for i, step in enumerate([(1e-5, 0.0), (0.0, 1e-6)]):
-        ds, da = step
-        change = score(1.0 + ds, 0.05 + da)[0] - score(1.0 - ds, 0.05 - da)[0]
-        slope = score(1.0, 0.05)[1][i]
-        np.testing.assert_allclose(slope, change / 2 / (ds + da), rtol=1e-5)
+    # With points to either side, to compare derivatives.
+    scale = 1 + jnp.array([0, 1e-5, -1e-5, 0, 0])
+    alpha = 0.02 + jnp.array([0, 0, 0, 1e-6, -1e-6])
+    labels = jnp.stack([jnp.asarray(_labels)] * 5)
+    run = jax.value_and_grad(run, (0, 1), has_aux=True)
+    (value, (log_density, p)), slopes = quick_jit(jax.vmap(run))(scale, alpha, labels)
+    mean, variance, want, _ = _naive_dirichlet(_labels, 3, 0.02)
+    np.testing.assert_allclose(log_density[0], want, rtol=1e-10)
+    np.testing.assert_allclose(p.mean[0], mean, rtol=1e-10)
+    np.testing.assert_allclose(p.variance[0], variance, rtol=1e-10)
+    np.testing.assert_allclose(slopes[0][0], (value[1] - value[2]) / 2e-5, rtol=1e-6)
+    np.testing.assert_allclose(slopes[1][0], (value[3] - value[4]) / 2e-6, rtol=1e-6)
 
 
 _k, _k_td, _k_tt = _kernels()
@@ -385,7 +383,7 @@ def test_bad_labels(message):
 #
 
 
-def _sample(n=300, classes=4, seed=0):
+def _sample(n=2000, classes=4, seed=0):
     rng = np.random.default_rng(seed)
     p = scipy.special.softmax(2 * rng.normal(size=(n, classes)), axis=1)
     return p, rng.integers(0, classes, size=n)
@@ -455,13 +453,13 @@ def test_calibration(n_bins):
 
 def test_calibrated_by_construction():
     rng = np.random.default_rng(0)
-    p, _ = _sample(20_000)
-    labels = (p.cumsum(1) < rng.random((20_000, 1))).sum(1)
+    p, _ = _sample()
+    labels = (p.cumsum(1) < rng.random((2000, 1))).sum(1)
     curve = inn.calibration_curve(p, labels)
     gap = curve.accuracy - curve.confidence
     spread = np.sqrt(0.25 / np.maximum(curve.count, 1))
     assert np.all(np.abs(gap) < 4 * spread)
-    assert inn.expected_calibration_error(p, labels) < 0.02
+    assert inn.expected_calibration_error(p, labels) < 0.05
 
 
 _measures = [
