@@ -18,11 +18,10 @@ from ._comparison import (
 from ._covariance import Covariance as Covariance, Pairs as Pairs
 from ._ensemble import (
     draw_ensemble as draw_ensemble,
-    half_mse as half_mse,
     train_ensemble as train_ensemble,
     TrainedEnsemble as TrainedEnsemble,
 )
-from ._gram import gram as gram
+from ._gram import gram as gram, gram_diagonal as gram_diagonal
 from ._inference.calibration import (
     accuracy as accuracy,
     brier_score as brier_score,
@@ -41,12 +40,14 @@ from ._inference.dirichlet import (
     DirichletPrediction as DirichletPrediction,
 )
 from ._inference.dynamics import FlowState as FlowState
+from ._inference.fit import Fit as Fit, fit as fit, FitStatus as FitStatus
 from ._inference.flow import (
     gradient_flow as gradient_flow,
     GradientFlow as GradientFlow,
     max_learning_rate as max_learning_rate,
 )
 from ._inference.gp import condition as condition, Posterior as Posterior
+from ._inference.hyperparameters import hyperparameters as hyperparameters
 from ._inference.infinite_ensemble import (
     AbstractTrained as AbstractTrained,
     AllLayers as AllLayers,
@@ -62,12 +63,23 @@ from ._inference.learning_curve import (
     learning_curve as learning_curve,
     learning_curve_of_spectrum as learning_curve_of_spectrum,
 )
+from ._inference.leave_one_out import (
+    leave_one_out as leave_one_out,
+    leave_one_out_log_density as leave_one_out_log_density,
+    LeaveOneOut as LeaveOneOut,
+)
 from ._inference.loss_flow import loss_flow as loss_flow, LossFlow as LossFlow
 from ._inference.losses import (
     half_mse as half_mse,
     huber as huber,
     sigmoid_cross_entropy as sigmoid_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,
+)
+from ._inference.network import (
+    network_ensemble as network_ensemble,
+    network_posterior as network_posterior,
+    NetworkEnsemble as NetworkEnsemble,
+    NetworkPosterior as NetworkPosterior,
 )
 from ._inference.optimisers import (
     AbstractOptimiser as AbstractOptimiser,
@@ -182,7 +194,7 @@ from ._layers.waves import (
     Rbf as Rbf,
     Sin as Sin,
 )
-from ._matrices import Gram as Gram
+from ._matrices import Gram as Gram, GramDiagonal as GramDiagonal
 from ._parameterization import (
     AbstractParameterization as AbstractParameterization,
     NTKParameterization as NTKParameterization,

@@ -32,11 +32,13 @@ class Domain(NamedTuple):
 
     - `to_real`: to that scale. Not finite at the ends of the domain.
     - `from_real`: its inverse.
+    - `reach`: how far from where it starts it is to come, on that scale. `None` for any.
     - `learnt`: whether to learn it if nothing else is said.
     """
 
     to_real: Callable[[Array], Array]
     from_real: Callable[[Array], Array]
+    reach: float | None = None
     learnt: bool = True
 
     def of_field(self) -> dict[str, Any]:
@@ -56,18 +58,25 @@ def _minus_exp(x: Array) -> Array:
     return -jnp.exp(x)
 
 
+# Of logarithms. Scales of some layers undo each other (of ReLU networks without biases,
+# all do), and a bias that is of no use goes to zero for ever. Without an end to it they
+# would come to numbers that overflow.
+_REACH = float(np.log(1e4))
+
 # Of fields that are declared without any, if they are scalars.
 REAL_DOMAIN = Domain(_same, _same)
-POSITIVE_DOMAIN = Domain(jnp.log, jnp.exp)
+POSITIVE_DOMAIN = Domain(jnp.log, jnp.exp, _REACH)
 
 # Metadata of fields.
 REAL = REAL_DOMAIN.of_field()
 POSITIVE = POSITIVE_DOMAIN.of_field()
-NEGATIVE = Domain(_log_of_minus, _minus_exp).of_field()
+NEGATIVE = Domain(_log_of_minus, _minus_exp, _REACH).of_field()
 # Safeguards, such as what is added to variances before dividing by them.
 SAFEGUARD = POSITIVE_DOMAIN._replace(learnt=False).of_field()
 # Of noise in training. The marginal likelihood knows it as noise of the prior.
-PROBABILITY = Domain(jax.scipy.special.logit, jax.nn.sigmoid, learnt=False).of_field()
+PROBABILITY = Domain(
+    jax.scipy.special.logit, jax.nn.sigmoid, _REACH, learnt=False
+).of_field()
 
 
 def check_scalars(layer: eqx.Module) -> None:

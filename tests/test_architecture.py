@@ -88,6 +88,8 @@ _order = [
     "_inference.calibration",
     "_inference.diagnostics",
     "_inference.learning_curve",
+    "_inference.hyperparameters",
+    "_inference.ascent",
     "_inference.fit",
     "_inference.network",
     "_inference",

@@ -53,3 +53,12 @@ def test_phase_diagram(tmp_path):
     # The edge of chaos, and the correlation in a deep network.
     assert re.search(r"^Erf +0\.8862( +\d\.\d{4}){3}$", out, re.MULTILINE)
     assert "0.091175 in the limit" in out
+
+
+def test_learn_hyperparameters(tmp_path):
+    out = _run("learn_hyperparameters", tmp_path)
+    # Before, after, and the baseline, of three data sets.
+    rows = re.findall(r"^  (.*[a-z]) +(-?[\d.]+)(?: +-?[\d.]+){2}$", out, re.MULTILINE)
+    assert len(rows) == 9
+    likelihoods = [float(likelihood) for _, likelihood in rows]
+    assert all(a < b for a, b in zip(likelihoods[::3], likelihoods[1::3], strict=True))
