@@ -134,7 +134,7 @@ def _distribution(
         nodes = jnp.stack([e, g], axis=1), jnp.concatenate([w_e, w_g], axis=1)
         return tuple(jax.lax.scan(add, [(zero, zero)] * (n + 1), nodes)[0])
 
-    # Most often it is the same for all, and costs a third.
+    # Most often it is the same for all, and costs half as much or less.
     which = jnp.where(jnp.all(small), 0, jnp.where(jnp.any(small), 1, 2))
     branches = [ft.partial(integrate, fn) for fn in (narrow, either, wide)]
     return jax.lax.switch(which, branches)
