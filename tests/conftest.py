@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -8,6 +9,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     )
 # Nothing in the tests opens a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Most of the time goes to compilation, and many programs are the same: in other modules,
+# other workers, and processes that tests start. So a run compiles each once, into a new
+# folder. Set the variable to keep what is in there for the next run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(
+        prefix="infinitenet-", ignore_cleanup_errors=True
+    )
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
@@ -23,6 +34,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # be the same on every machine.
 hypothesis.settings.register_profile("infinitenet", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("infinitenet")
+
+
+def pytest_configure(config):
+    # A worker may find what another one is about to write: then it compiles that itself.
+    message = "Error reading persistent compilation cache"
+    config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")
 
 
 class GetKey:

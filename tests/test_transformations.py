@@ -154,56 +154,66 @@ def _of_one(net, x):
 
 
 def _finite_differences(fn, hyperparameters, step=1e-6):
-    """Central differences in each entry of each leaf."""
+    """Central differences in each entry of each leaf, of each array that `fn` returns."""
     leaves, structure = jax.tree.flatten(hyperparameters)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+
+    def at(i, index, h):
+        moved = leaves[i].copy()
+        moved[index] += h
+        # The hyperparameters are arrays of JAX, as in the network.
+        moved = list(map(jnp.asarray, [*leaves[:i], moved, *leaves[i + 1 :]]))
+        return map(np.asarray, fn(structure.unflatten(moved)))
 
     def along(i, index):
-        up, down = (
-            leaves[:i] + [leaves[i].at[index].add(h)] + leaves[i + 1 :]
-            for h in (step, -step)
-        )
-        up, down = (fn(jax.tree.unflatten(structure, each)) for each in (up, down))
-        return (up - down) / (2 * step)
+        each = zip(at(i, index, step), at(i, index, -step), strict=True)
+        return [(up - down) / (2 * step) for up, down in each]
 
-    out = []
+    columns = []
     for i, leaf in enumerate(leaves):
-        entries = np.stack([along(i, index) for index in np.ndindex(leaf.shape)], -1)
-        out.append(entries.reshape(entries.shape[:-1] + leaf.shape))
-    return out
+        entries = zip(*(along(i, index) for index in np.ndindex(leaf.shape)), strict=True)
+        stacked = [np.stack(each, -1) for each in entries]
+        columns.append([each.reshape(each.shape[:-1] + leaf.shape) for each in stacked])
+    return list(zip(*columns, strict=True))
+
+
+def _derivatives(net):
+    """Values of a pair and of one input alone, and derivatives of all kinds.
+
+    Compiled once for all of them, and all cases.
+    """
+    hyperparameters, static = eqx.partition(net, eqx.is_array)
+    of_pair = lambda h, *x: _of_pair(eqx.combine(h, static), *x)
+    of_one = lambda h, x: _of_one(eqx.combine(h, static), x)
+
+    @quick_jit
+    def values(h, x1, x2):
+        return of_pair(h, x1, x2), of_one(h, x1)
+
+    @quick_jit
+    def derivatives(h, x1, x2):
+        along_h, *backward = jax.jacrev(of_pair, (0, 1, 2))(h, x1, x2)
+        forward = jax.jacfwd(of_pair, (1, 2))(h, x1, x2)
+        return along_h, jax.jacrev(of_one)(h, x1), backward, forward
+
+    return hyperparameters, values, derivatives
 
 
 @_all
-def test_gradients(name):
-    """Of the NNGP and of the NTK, along every hyperparameter."""
-    hyperparameters, static = eqx.partition(_net(name), eqx.is_array)
-    of_pair = lambda h, *x: _of_pair(eqx.combine(h, static), *x)
-    of_one = lambda h, x: _of_one(eqx.combine(h, static), x)
-    value, gradient = quick_jit(of_pair), quick_jit(jax.jacrev(of_pair))
-    value_of_one, gradient_of_one = quick_jit(of_one), quick_jit(jax.jacrev(of_one))
+def test_derivatives(name):
+    """Of the NNGP and of the NTK, along every hyperparameter; along inputs, finite."""
+    hyperparameters, values, derivatives = _derivatives(_net(name))
     for case, (x1, x2) in _inputs().items():
-        checks = [(lambda h: value(h, x1, x2), gradient(hyperparameters, x1, x2))]  # noqa: B023
-        if case in ("equal", "zeros"):
-            checks.append(
-                (lambda h: value_of_one(h, x1), gradient_of_one(hyperparameters, x1))  # noqa: B023
-            )
-        for fn, got in checks:
-            want = _finite_differences(fn, hyperparameters)
-            for g, w in zip(jax.tree.leaves(got), want, strict=True):
+        *got, backward, forward = derivatives(hyperparameters, x1, x2)
+        wants = _finite_differences(lambda h: values(h, x1, x2), hyperparameters)  # noqa: B023
+        for each, want in zip(got, wants, strict=True):
+            for g, w in zip(jax.tree.leaves(each), want, strict=True):
                 assert np.all(np.isfinite(g)), case
                 # At coincident inputs angles are known to the square root of rounding,
                 # which finite differences divide by their step.
                 tol = 1e-6 if case in ("different", "zeros") else 1e-4
                 np.testing.assert_allclose(g, w, rtol=tol, atol=tol, err_msg=case)
-
-
-@_all
-def test_derivatives_along_inputs_are_finite(name):
-    net = _net(name)
-    jacobian = quick_jit(jax.jacrev(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
-    forward = quick_jit(jax.jacfwd(lambda x1, x2: _of_pair(net, x1, x2), (0, 1)))
-    for case, (x1, x2) in _inputs().items():
-        backward = jacobian(x1, x2)
-        for b, f in zip(backward, forward(x1, x2), strict=True):
+        for b, f in zip(backward, forward, strict=True):
             assert np.all(np.isfinite(b)) and np.all(np.isfinite(f)), case
             np.testing.assert_allclose(b, f, rtol=1e-8, atol=1e-8)
 
@@ -212,20 +222,26 @@ def test_derivatives_along_inputs_are_finite(name):
 def test_jit_and_vmap(name):
     """jit changes nothing, and vmap over inputs or over `W_std` is a loop."""
     net = _net(name)
+    hyperparameters, static = eqx.partition(net, eqx.is_array)
     x = np.asarray(jr.normal(jr.key(2), (3, 4, 3)))
     y = np.asarray(jr.normal(jr.key(3), (2, 4, 3)))
-    want = np.stack([[_of_pair(net, a, b) for b in y] for a in x])
-    pairs = jax.vmap(jax.vmap(_of_pair, (None, None, 0)), (None, 0, None))
-    np.testing.assert_allclose(pairs(net, x, y), want, rtol=1e-10)
-    np.testing.assert_allclose(eqx.filter_jit(pairs)(net, x, y), want, rtol=1e-10)
+    scales = np.array([0.5, 1.0, 1.5])
+    leaves, structure = jax.tree.flatten(hyperparameters)
+    scaled = lambda h, scale: scale * np.asarray(h)
+    swept = structure.unflatten([np.stack([scaled(h, s) for s in scales]) for h in leaves])
 
-    hyperparameters, static = eqx.partition(net, eqx.is_array)
-    scales = jnp.array([0.5, 1.0, 1.5])
-    swept = jax.tree.map(lambda h: jnp.multiply.outer(scales, h), hyperparameters)
-    sweep = jax.vmap(lambda h: _of_pair(eqx.combine(h, static), x[0], y[0]))
-    for scale, got in zip(scales, sweep(swept), strict=True):
-        scaled = jax.tree.map(lambda h: scale * h, hyperparameters)  # noqa: B023
-        want = _of_pair(eqx.combine(scaled, static), x[0], y[0])
+    @jax.jit
+    def vectorised(h, swept):
+        of_pair = lambda h, x, y: _of_pair(eqx.combine(h, static), x, y)
+        pairs = jax.vmap(jax.vmap(of_pair, (None, None, 0)), (None, 0, None))
+        return pairs(h, x, y), jax.vmap(of_pair, (0, None, None))(swept, x[0], y[0])
+
+    pairs, sweep = vectorised(hyperparameters, swept)
+    want = np.stack([[_of_pair(net, a, b) for b in y] for a in x])
+    np.testing.assert_allclose(pairs, want, rtol=1e-10)
+    for scale, got in zip(scales, sweep, strict=True):
+        h = structure.unflatten([jnp.asarray(scaled(h, scale)) for h in leaves])
+        want = _of_pair(eqx.combine(h, static), x[0], y[0])
         np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
@@ -235,20 +251,23 @@ def test_gram_of_transformations(name):
     hyperparameters, static = eqx.partition(_net(name), eqx.is_array)
     x = np.asarray(jr.normal(jr.key(2), (5, 4, 3)))
 
-    def fn(h, x2=None):
+    def fn(h, x2):
         k = inn.gram(eqx.combine(h, static), x, x2)
         return jnp.sum(jnp.sin(k.nngp)) + jnp.sum(jnp.cos(k.ntk))
 
+    @jax.jit
+    def transformed(h, swept, x2):
+        return *jax.value_and_grad(fn)(h, x2), jax.vmap(fn, (0, None))(swept, x2)
+
+    swept = jax.tree.map(lambda h: np.stack([h, 2 * np.asarray(h)]), hyperparameters)
     for x2 in (None, x[:2] + 1):
+        value, gradient, values = transformed(hyperparameters, swept, x2)
         want = fn(hyperparameters, x2)
-        np.testing.assert_allclose(jax.jit(fn)(hyperparameters, x2), want, rtol=1e-9)
-        got = jax.grad(fn)(hyperparameters, x2)
-        wants = _finite_differences(lambda h: fn(h, x2), hyperparameters)  # noqa: B023
-        for g, w in zip(jax.tree.leaves(got), wants, strict=True):
+        np.testing.assert_allclose(value, want, rtol=1e-9)
+        np.testing.assert_allclose(values[0], want, rtol=1e-9)
+        (wants,) = _finite_differences(lambda h: [fn(h, x2)], hyperparameters)  # noqa: B023
+        for g, w in zip(jax.tree.leaves(gradient), wants, strict=True):
             np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
-        swept = jax.tree.map(lambda h: jnp.stack([h, 2 * h]), hyperparameters)
-        got = jax.vmap(lambda h: fn(h, x2))(swept)  # noqa: B023
-        np.testing.assert_allclose(got[0], want, rtol=1e-9)
 
 
 @pytest.mark.parametrize("nonlinearity", [inn.Relu(), inn.Erf(), inn.RectifiedMonomial(2)])
@@ -261,9 +280,10 @@ def test_second_derivatives_in_loops(nonlinearity):
         blocks = [inn.Repeat(block, 2)] if repeat else [block, block]
         return inn.Sequential([inn.Dense(4, W_std), *blocks]).kernel(x1, y).nngp.array
 
+    hessian = jax.hessian(value)
+    both = jax.jit(lambda y: [hessian(1.4, repeat, y) for repeat in (True, False)])
     for y in (x2, x1):
-        hessians = [jax.hessian(value)(1.4, repeat, y) for repeat in (True, False)]
-        np.testing.assert_allclose(*hessians, rtol=1e-9)
+        np.testing.assert_allclose(*both(y), rtol=1e-9)
 
 
 def test_memory_under_transformations():
