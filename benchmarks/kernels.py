@@ -33,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,13 +71,20 @@ class WorkerError(RuntimeError):
 class Worker:
     """A process that times one library, as a context manager. See `peer.py`."""
 
-    def __init__(self, python: str, library: str, mode: str, folder: Path):
+    def __init__(
+        self,
+        python: str,
+        library: str,
+        mode: str,
+        folder: Path,
+        script: str = "peer.py",
+    ):
         self.library = library
         # A file, not a pipe: nobody reads it while the worker is busy.
         self.log = folder / f"{library}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [python, str(HERE / "peer.py"), "--library", library, "--mode", mode],
+                [python, str(HERE / script), "--library", library, "--mode", mode],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -327,7 +334,7 @@ def report(comparisons: list[Comparison], args: argparse.Namespace) -> str:
 
 
 def parse(
-    doc: str | None, workloads: dict[str, Workload], argv: list[str] | None = None
+    doc: str | None, workloads: Mapping[str, Any], argv: list[str] | None = None
 ) -> argparse.Namespace:
     """Reads the command line of a script that has this docstring and these workloads."""
     parser = argparse.ArgumentParser(

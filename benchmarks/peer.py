@@ -1,4 +1,4 @@
-"""One side of the comparisons in `kernels.py` and `compile.py`: it times one library.
+"""One side of the comparisons of kernels: it times one library.
 
 The two libraries need different versions of JAX, so that they cannot share a process.
 This file runs under either interpreter and needs nothing but the standard library,
@@ -238,7 +238,7 @@ class _Session:
         return self.save(path)
 
 
-def _serve(session: _Session, requests: TextIO, answers: TextIO) -> None:
+def _serve(session: object, requests: TextIO, answers: TextIO) -> None:
     """Answers `{"do": method of the session, **arguments}` until the input ends."""
     for line in requests:
         request = json.loads(line)
@@ -250,9 +250,9 @@ def _serve(session: _Session, requests: TextIO, answers: TextIO) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def main() -> None:
-    """Sets the streams apart and serves."""
-    parser = argparse.ArgumentParser(description="Times one library for kernels.py.")
+def serve(make_session: Callable[[str, str], object]) -> None:
+    """Sets the streams apart and serves, as the command line says."""
+    parser = argparse.ArgumentParser(description="Times one library.")
     parser.add_argument("--library", choices=LIBRARIES, required=True)
     parser.add_argument("--mode", choices=MODES, default="jit")
     args = parser.parse_args()
@@ -260,8 +260,8 @@ def main() -> None:
     # so that only answers are ever written to the pipe.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _serve(_Session(args.library, args.mode), sys.stdin, answers)
+    _serve(make_session(args.library, args.mode), sys.stdin, answers)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_Session)

@@ -24,6 +24,7 @@ from ._tracing import is_traced
 
 # Compiled as one, for speed: outside of `jax.jit` each operation would be by itself.
 _all_finite = jax.jit(lambda x: jnp.all(jnp.isfinite(x)))
+_not_all_positive = jax.jit(lambda x: ~jnp.all(x >= 0))
 _asymmetry = jax.jit(lambda k: jnp.max(jnp.abs(k - k.T), initial=0))
 _size = jax.jit(lambda k: jnp.max(jnp.abs(k), initial=0))
 _symmetric_part = jax.jit(lambda k: (k + k.T) / 2)
@@ -280,7 +281,7 @@ def check_not_negative(name: str, x: ArrayLike, dtype: np.dtype, remedy: str) ->
     x = jnp.asarray(x, dtype)
     return guard(
         x,
-        lambda x: ~jnp.all(x >= 0),
+        _not_all_positive,
         lambda x: (
             f"`{name}` must not be negative or NaN, but it is {x[~(x >= 0)].min()}. "
             f"{remedy}"

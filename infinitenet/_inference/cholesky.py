@@ -9,6 +9,7 @@ from .._tracing import is_traced
 from .spectral import dot
 
 
+@jax.jit
 def add_noise(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Array, "n n"]:
     """`noise`, a scalar or of shape `(n,)`, added to the diagonal."""
     index = jnp.arange(len(k))

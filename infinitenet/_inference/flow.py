@@ -5,12 +5,15 @@ included. Time `t` is learning rate times number of steps, for small learning ra
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._checks import (
     check_finite,
@@ -22,7 +25,7 @@ from .._checks import (
 from .gp import regularise
 from .joint_kernel import flatten_cross_kernel, flatten_kernel
 from .spectral import decompose, dot, Spectrum
-from .time import Motion, Steps, to_durations
+from .time import Durations, Motion, Steps, to_durations
 
 
 class GradientFlow(eqx.Module):
@@ -44,11 +47,13 @@ class GradientFlow(eqx.Module):
     decay: Float[Array, ""] | None
     joint: tuple[int, ...] | None = eqx.field(static=True)
 
-    def _at_times(self, t: ArrayLike | Steps | None, fn, *shape: int) -> Array:
-        """`fn(motion, s)` for the parameters `s` of all times, reshaped to `shape`."""
+    def at_times(self, t: ArrayLike | Steps | None, fn: Callable, *args: Any) -> Array:
+        """`fn(flow, motion, s, *args)` for the parameters `s` of all times."""
         times = to_durations(t, self.y_train.size, self.y_train.dtype)
-        out = jax.vmap(lambda s: fn(times.motion, s))(times.parameters)
-        return out.reshape(*times.shape, *shape)
+        out = _at_times(self, times, fn, *args)
+        if not isinstance(t, Steps):
+            return out
+        return check_finite("The outputs after training", out, _diverged)
 
     def _rows(self, f: Float[Array, "n *outputs"]) -> Float[Array, "rows columns"]:
         """As the kernel acts on: with one column for a joint kernel."""
@@ -74,7 +79,8 @@ class GradientFlow(eqx.Module):
         # `K_r = D - decay`, of which the second part keeps the weights back.
         return moved - self.decay * self.spectrum.apply(motion.integral, s, v)
 
-    def _remaining(self, motion: Motion, s, v: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    def remaining(self, motion: Motion, s, v: Float[Array, "n m"]) -> Float[Array, "n m"]:
+        """How much of the errors `v` is left."""
         remaining = self.spectrum.apply(motion.remaining, s, v)
         if self.decay is None:
             return remaining
@@ -98,12 +104,7 @@ class GradientFlow(eqx.Module):
             shape or dtype, or is not finite, and if gradient descent diverges.
         """
         f_0 = self._initial(f_train_0, "f_train_0", len(self.y_train))
-        error = self._rows(self.y_train - f_0)
-
-        def move(motion, s):
-            return f_0 + self._moved(motion, s, error).reshape(f_0.shape)
-
-        return check_converged(t, self._at_times(t, move, *f_0.shape))
+        return self.at_times(t, _train, f_0)
 
     def test(
         self,
@@ -131,48 +132,64 @@ class GradientFlow(eqx.Module):
         f_0 = self._initial(f_train_0, "f_train_0", len(self.y_train))
         n_test = len(k_td) // math.prod(self.joint or ())
         f_test = self._initial(f_test_0, "f_test_0", n_test)
-        error = self._rows(self.y_train - f_0)
-        null = self.spectrum.null_part(error)
-        share = dot(k_td, null)
-        noise = dot(jax.lax.stop_gradient(k_td), null)
-        size = jax.lax.stop_gradient(dot(jnp.abs(k_td), jnp.abs(null)))
+        return self.at_times(t, _test, k_td, f_0, f_test)
 
-        def move(motion, s):
-            resolved = dot(k_td, self.spectrum.apply(motion.integral, s, error))
-            elapsed = motion.elapsed(s)
-            moved = resolved + self.spectrum.null_integral(share, noise, size, elapsed)
-            return f_test + moved.reshape(f_test.shape)
-
-        return check_converged(t, self._at_times(t, move, *f_test.shape))
-
-    def _weights(
+    def weights(
         self, t: ArrayLike | Steps | None, k_test_train: ArrayLike
     ) -> Float[Array, "*times n_test n"]:
-        """How the outputs of `test` depend on the errors before training."""
-        k_td = self._cross_kernel(k_test_train)
-        constant = jax.lax.stop_gradient(k_td)
-        share = self.spectrum.null_part(k_td.T)
-        noise = self.spectrum.null_part(constant.T)
-        size = jnp.broadcast_to(jnp.linalg.norm(constant.T, axis=0), share.shape)
+        """How the outputs of `test` depend on the errors before training: the matrix
+        $K_{td} D^{-1} (I - e^{-D t / N})$.
 
-        def weigh(motion, s):
-            resolved = self.spectrum.apply(motion.integral, s, k_td.T)
-            elapsed = motion.elapsed(s)
-            null = self.spectrum.null_integral(share, noise, size, elapsed)
-            return (resolved + null).T
+        **Arguments:**
 
-        return check_converged(t, self._at_times(t, weigh, *k_td.shape))
+        - `t`, `k_test_train`: as for `test`.
+
+        **Returns:** shape `(*times, n_test, n)`.
+
+        **Raises:** `ValueError` as `test`.
+        """
+        return self.at_times(t, _weights, self._cross_kernel(k_test_train))
 
 
-def check_converged(t: ArrayLike | Steps | None, f: Array) -> Array:
-    """**Raises:** `ValueError` if outputs after some steps are not finite."""
-    if not isinstance(t, Steps):
-        return f
-    remedy = (
-        "Gradient descent diverges at this learning rate. The largest for which it "
-        "converges is `max_learning_rate(ntk_train_train, y_train.size)`."
-    )
-    return check_finite("The outputs after training", f, remedy)
+_diverged = (
+    "Gradient descent diverges at this learning rate. The largest for which it converges "
+    "is `max_learning_rate(ntk_train_train, y_train.size)`."
+)
+
+
+# Functions of all times are compiled as one.
+
+
+@eqx.filter_jit
+def _at_times(flow: GradientFlow, times: Durations, fn: Callable, *args: Any) -> Array:
+    one = lambda s: fn(flow, times.motion, s, *args)
+    out = jax.vmap(one)(times.parameters)
+    return out.reshape(*times.shape, *out.shape[1:])
+
+
+def _train(flow: GradientFlow, motion: Motion, s: PyTree, f_0: Array) -> Array:
+    error = flow._rows(flow.y_train - f_0)
+    return f_0 + flow._moved(motion, s, error).reshape(f_0.shape)
+
+
+def _test(
+    flow: GradientFlow, motion: Motion, s: PyTree, k_td: Array, f_0: Array, f_test: Array
+) -> Array:
+    spectrum, error = flow.spectrum, flow._rows(flow.y_train - f_0)
+    null = spectrum.null_part(error)
+    noise = dot(lax.stop_gradient(k_td), null)
+    size = lax.stop_gradient(dot(jnp.abs(k_td), jnp.abs(null)))
+    moved = spectrum.null_integral(dot(k_td, null), noise, size, motion.elapsed(s))
+    moved = moved + dot(k_td, spectrum.apply(motion.integral, s, error))
+    return f_test + moved.reshape(f_test.shape)
+
+
+def _weights(flow: GradientFlow, motion: Motion, s: PyTree, k_td: Array) -> Array:
+    spectrum, constant = flow.spectrum, lax.stop_gradient(k_td.T)
+    share, noise = spectrum.null_part(k_td.T), spectrum.null_part(constant)
+    size = jnp.broadcast_to(jnp.linalg.norm(constant, axis=0), share.shape)
+    null = spectrum.null_integral(share, noise, size, motion.elapsed(s))
+    return (spectrum.apply(motion.integral, s, k_td.T) + null).T
 
 
 def gradient_flow(

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._checks import (
     check_cross_kernel,
@@ -32,7 +33,12 @@ def to_noise(
 ) -> Float[Array, "..."]:
     """What is to be added to the diagonal, in units of the kernel: a scalar, or `(n,)`."""
     diag_reg = check_diag_reg(diag_reg, len(k), k.dtype)
-    return diag_reg if absolute else diag_reg * jnp.mean(jnp.diagonal(k))
+    return diag_reg if absolute else diag_reg * _mean_variance(k)
+
+
+@jax.jit
+def _mean_variance(k: Float[Array, "n n"]) -> Float[Array, ""]:
+    return jnp.mean(jnp.diagonal(k))
 
 
 def regularise(
@@ -55,7 +61,7 @@ def rounding_bound(
     """
     size = dot(jnp.abs(weights), jnp.sqrt(train_variance))
     size = size + jnp.sqrt(jnp.abs(test_variance))
-    return jax.lax.stop_gradient(unit_rounding(weights.shape[-1], weights.dtype) * size**2)
+    return lax.stop_gradient(unit_rounding(weights.shape[-1], weights.dtype) * size**2)
 
 
 def _solve(factor: Float[Array, "n n"], y: Float[Array, "n *outputs"]) -> Array:
@@ -77,17 +83,23 @@ def _check_factor(
 
     `known` makes the factorised matrix, if its values are known.
     """
-    # Pivots are variances given all previous points. Those of duplicates are zero, and
-    # come out as NaN or as a few ULPs of the prior variance, whatever `n` is.
-    unit = unit_rounding(1, factor.dtype)
-
-    def is_bad(factor):
-        pivots = jnp.square(jnp.diagonal(factor))
-        # False for NaN.
-        return ~jnp.all(pivots > unit * variance)
-
+    is_bad = lambda factor: _is_lost(factor, variance)
     describe = lambda _: indefinite(name, None if known is None else known(), _singular)
     return guard(factor, is_bad, describe, indefinite(name, None, _singular))
+
+
+@jax.jit
+def _is_lost(factor: Float[Array, "n n"], variance: Array) -> Bool[Array, ""]:
+    # Pivots are variances given all previous points. Those of duplicates are zero, and
+    # come out as NaN or as a few ULPs of the prior variance, whatever `n` is.
+    pivots = jnp.square(jnp.diagonal(factor))
+    # False for NaN.
+    return ~jnp.all(pivots > unit_rounding(1, factor.dtype) * variance)
+
+
+@jax.jit
+def _max_variance(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Array, ""]:
+    return jnp.max(jnp.diagonal(k) + noise)
 
 
 class Posterior(eqx.Module):
@@ -108,9 +120,6 @@ class Posterior(eqx.Module):
     factor: Float[Array, "n n"]
     weights: Float[Array, "n *outputs"]
     noise: Float[Array, "..."]
-
-    def _train_variance(self) -> Float[Array, " n"]:
-        return jnp.sum(jnp.square(self.factor), axis=1)
 
     def predict(
         self, k_test_train: ArrayLike, k_test_test: ArrayLike | None = None
@@ -145,13 +154,10 @@ class Posterior(eqx.Module):
         white = solve_lower(self.factor, k_td.T)
         # These only serve to bound the rounding.
         weights = solve_upper(self.factor, white)
-        weights = jax.lax.stop_gradient(weights.T)
-        bound = ft.partial(rounding_bound, weights, self._train_variance())
+        spread, bound = _spread(self.factor, white, weights, k_tt)
         if only_variances:
-            variance = k_tt - jnp.sum(jnp.square(white), axis=0)
-            return Prediction(mean, None, jnp.max(bound(k_tt)), variance)
-        covariance = k_tt - dot(white.T, white)
-        return Prediction(mean, covariance, jnp.sum(bound(jnp.diagonal(k_tt))))
+            return Prediction(mean, None, jnp.max(bound), spread)
+        return Prediction(mean, spread, jnp.sum(bound))
 
     def extend(
         self,
@@ -217,6 +223,22 @@ class Posterior(eqx.Module):
         return -0.5 * fit - n_outputs * half_log_det - 0.5 * constant
 
 
+@jax.jit
+def _spread(
+    factor: Float[Array, "n n"],
+    white: Float[Array, "n n_test"],
+    weights: Float[Array, "n n_test"],
+    k_tt: Float[Array, "..."],
+) -> tuple[Float[Array, "..."], Float[Array, " n_test"]]:
+    """The posterior covariance, or variances, and the bound on their rounding."""
+    train_variance = jnp.sum(jnp.square(factor), axis=1)
+    if k_tt.ndim == 1:
+        spread, variance = k_tt - jnp.sum(jnp.square(white), axis=0), k_tt
+    else:
+        spread, variance = k_tt - dot(white.T, white), jnp.diagonal(k_tt)
+    return spread, rounding_bound(lax.stop_gradient(weights.T), train_variance, variance)
+
+
 _new_rows = "one row and column for each row of `k_new_train`"
 
 
@@ -232,7 +254,7 @@ def _extend(
     new = factorise(k_nn - dot(across, across.T), noise)
     traced = is_traced((across, k_nn, noise))
     known = None if traced else ft.partial(add_noise, k_nn, noise)
-    new = _check_factor(new, known, jnp.max(jnp.diagonal(k_nn) + noise), "k_new_new")
+    new = _check_factor(new, known, _max_variance(k_nn, noise), "k_new_new")
     top = jnp.concatenate([factor, jnp.zeros((n, m), factor.dtype)], axis=1)
     factor = jnp.concatenate([top, jnp.concatenate([across, new], axis=1)])
     y = jnp.concatenate([posterior.y_train, y_new])
@@ -288,7 +310,7 @@ def condition(
     y = check_targets("y_train", y_train, len(k), k.dtype)
     noise = to_noise(k, diag_reg, absolute)
     factor = factorise(k, noise)
-    variance = jnp.max(jnp.diagonal(k) + noise)
+    variance = _max_variance(k, noise)
     # With the noise only where something is to be told about it.
     known = None if is_traced((k, noise)) else ft.partial(add_noise, k, noise)
     factor = _check_factor(factor, known, variance, "k_train_train")

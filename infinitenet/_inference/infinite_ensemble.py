@@ -1,12 +1,13 @@
 """Ensembles of infinitely wide networks, trained on the mean squared error."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._checks import (
     check_cross_kernel,
@@ -15,11 +16,11 @@ from .._checks import (
     check_test_kernel,
 )
 from .._matrices import check_gram, Gram, GramDiagonal
-from .flow import check_converged, flow_of, GradientFlow
+from .flow import flow_of, GradientFlow
 from .gp import rounding_bound
 from .solution import Prediction
 from .spectral import dot, unit_rounding
-from .time import Steps
+from .time import Motion, Steps
 
 
 class AbstractTrained(eqx.Module):
@@ -101,10 +102,7 @@ class InfiniteEnsemble(eqx.Module):
         **Raises:** `ValueError` if `t` is negative or NaN.
         """
         mean, k = self.flow.train(t), self.nngp_train_train
-        remain = self.flow._remaining
-        covary = lambda motion, s: remain(motion, s, remain(motion, s, k).T)
-        covariance = check_converged(t, self.flow._at_times(t, covary, *k.shape))
-        covariance = (covariance + jnp.matrix_transpose(covariance)) / 2
+        covariance = self.flow.at_times(t, _train_covariance, k)
         # `R` is at most 1, so that rounding is that of `k`.
         tolerance = unit_rounding(len(k), k.dtype) * jnp.trace(k)
         return Prediction(mean, covariance, jnp.full(covariance.shape[:-2], tolerance))
@@ -145,13 +143,9 @@ class InfiniteEnsemble(eqx.Module):
         check = check_test_diagonal if only_variances else check_test_kernel
         k_tt = check("k_test_test", k_test_test, len(k_td), dtype)
         k_dd = self._initial_covariance()
-        a = self.flow._weights(t, tangent)
+        a = self.flow.weights(t, tangent)
         fn = _variance if only_variances else _covariance
-        spread, bound = jax.vmap(lambda a: fn(a, k_dd, k_td, k_tt))(
-            a.reshape(-1, *k_td.shape)
-        )
-        times = a.shape[:-2]
-        spread, bound = spread.reshape(*times, *k_tt.shape), bound.reshape(times)
+        spread, bound = _spread(fn, a, k_dd, k_td, k_tt)
         if only_variances:
             return Prediction(mean, None, bound, spread)
         return Prediction(mean, spread, bound)
@@ -162,6 +156,21 @@ class InfiniteEnsemble(eqx.Module):
             index = jnp.arange(len(regularised))
             regularised = regularised.at[index, index].add(-decay)
         return self.trained.initial_covariance(self.nngp_train_train, regularised)
+
+
+def _train_covariance(flow: GradientFlow, motion: Motion, s: PyTree, k: Array) -> Array:
+    covariance = flow.remaining(motion, s, flow.remaining(motion, s, k).T)
+    return (covariance + covariance.T) / 2
+
+
+@eqx.filter_jit
+def _spread(
+    fn: Callable, a: Float[Array, "*times n_test n"], *kernels: Array
+) -> tuple[Array, Float[Array, "*times"]]:
+    """Covariances or variances at all times, and bounds on their rounding."""
+    times = a.shape[:-2]
+    spread, bound = jax.vmap(lambda a: fn(a, *kernels))(a.reshape(-1, *a.shape[-2:]))
+    return spread.reshape(*times, *spread.shape[1:]), bound.reshape(times)
 
 
 # Of f_t - A f_d, given the covariances of all f, and the bounds on their rounding.

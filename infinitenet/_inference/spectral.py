@@ -247,19 +247,27 @@ class Spectrum(eqx.Module):
 
 def decompose(name: str, k: Float[Array, "n n"]) -> Spectrum:
     """**Raises:** `ValueError` if `k`, named `name`, has a negative eigenvalue."""
-    l, u = jnp.linalg.eigh(k)
+    l, u, negative = _eigh(k)
     known = None if is_traced(k) else k
-    high = lambda l: jnp.max(jnp.abs(l))
     l = guard(
         l,
-        lambda l: l[0] < -unit_rounding(len(l), l.dtype) * high(l),
+        lambda _: negative,
         lambda _: indefinite(name, known, _negative),
         indefinite(name, None, _negative),
     )
+    return Spectrum(k, l, u)
+
+
+@jax.jit
+def _eigh(k: Float[Array, "n n"]) -> tuple[Array, Array, Array]:
+    """Eigenvalues, eigenvectors, and whether the lowest is too negative to be zero."""
+    l, u = jnp.linalg.eigh(k)
+    high = jnp.max(jnp.abs(l))
+    negative = l[0] < -unit_rounding(len(l), l.dtype) * high
     # LAPACK finds zero eigenvalues to within 1.5 ULPs of the largest one, for all sizes
     # (tried up to 600). A bound that grows with `n`, as is usual for ranks, would in
     # float32 take true eigenvalues of a thousand points for zero.
-    return Spectrum(k, jnp.where(l <= unit_rounding(1, l.dtype) * high(l), 0, l), u)
+    return jnp.where(l <= unit_rounding(1, l.dtype) * high, 0, l), u, negative
 
 
 def _inverse_sqrt(l: Array, s: None) -> Array:
