@@ -101,7 +101,7 @@ _nets = [
     [inn.Dense(1, 0.9), inn.LeakyRelu(0.2), inn.Dense(1, 1.3, 0.4), inn.Relu(), _dense()],
     [_dense(), inn.Erf(1.2, 0.7, 0.3), inn.Dense(1), inn.Gelu(), inn.Dense(1)],
     [inn.Conv(1, (2,), W_std=1.3, b_std=0.4), inn.Relu(), inn.Flatten(), _dense()],
-    _slow([_dense(), inn.Sin(1.1, 0.8), _dense(), inn.Rbf(0.6), _dense()]),
+    _slow([_dense(), inn.Sin(1.1, 0.8), inn.Dense(1), inn.Rbf(0.6), _dense()]),
     _slow([_dense(), inn.Gaussian(0.9, -0.4), _dense(), inn.Elu(0.5), _dense()]),
     _slow([_dense(), inn.Polynomial([0.1, 1, 0.3]), _dense(), inn.LayerNorm(), inn.Abs()]),
     _slow([inn.Dense(1), inn.Repeat(inn.Sequential([inn.ABRelu(0.1, 0.9), _dense()]), 3)]),
@@ -401,7 +401,7 @@ def test_memory_of_the_gradient():
     compiled = run.lower(problem.learnt.to_vector(y.dtype)).compile()
     peak = compiled.memory_analysis().temp_size_in_bytes
     print(peak / (8 * n**2))
-    assert peak < 12 * 8 * n**2
+    assert peak < 10 * 8 * n**2
 
 
 #

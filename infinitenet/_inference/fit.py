@@ -162,7 +162,7 @@ def fit(
         standard normal number is added to each, on the scale on which it is learnt. The
         best fit is returned, and traces of it alone.
     - `key`: a random key, for these.
-    - `memory`: as for [`infinitenet.gram`][]. Besides it takes that of about ten kernel
+    - `memory`: as for [`infinitenet.gram`][]. Besides it takes that of about seven kernel
         matrices.
     - `progress`: as there, in steps.
 
