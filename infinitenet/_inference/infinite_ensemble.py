@@ -16,6 +16,7 @@ from .._checks import (
     check_test_kernel,
 )
 from .._matrices import check_gram, Gram, GramDiagonal
+from .._tracing import is_traced
 from .flow import flow_of, GradientFlow
 from .gp import rounding_bound
 from .solution import Prediction
@@ -111,7 +112,7 @@ class InfiniteEnsemble(eqx.Module):
         self,
         t: ArrayLike | Steps | None,
         k_test_train: Gram,
-        k_test_test: ArrayLike | Steps | None = None,
+        k_test_test: ArrayLike | None = None,
     ) -> Prediction:
         r"""On test inputs: mean $A y$ and covariance
         $K_{tt} + A K_{dd} A^T - A K_{dt} - K_{td} A^T$, where
@@ -142,13 +143,28 @@ class InfiniteEnsemble(eqx.Module):
         only_variances = jnp.ndim(k_test_test) == 1
         check = check_test_diagonal if only_variances else check_test_kernel
         k_tt = check("k_test_test", k_test_test, len(k_td), dtype)
-        k_dd = self._initial_covariance()
-        a = self.flow.weights(t, tangent)
+        a, k_dd, k_td = self._joint(t, jnp.asarray(tangent, dtype), k_td)
         fn = _variance if only_variances else _covariance
         spread, bound = _spread(fn, a, k_dd, k_td, k_tt)
         if only_variances:
             return Prediction(mean, None, bound, spread)
         return Prediction(mean, spread, bound)
+
+    def _joint(
+        self, t: ArrayLike | Steps | None, tangent: Array, k_td: Float[Array, "n_test n"]
+    ) -> tuple[Array, Array, Array]:
+        """The weights $A$, and the initial covariances of training outputs with
+        themselves and with test outputs.
+
+        All of them in the basis of eigenvectors, where each time costs half as much, if
+        that is known to be right: eigenvectors have no derivatives.
+        """
+        k_dd, spectrum = self._initial_covariance(), self.flow.spectrum
+        known = not is_traced((t, tangent, k_td, k_dd, self.flow))
+        if known and jnp.min(spectrum.eigenvalues) > 0:
+            tangent, k_dd, k_td = _rotate(spectrum.eigenvectors, tangent, k_dd, k_td)
+            return self.flow.at_times(t, _rotated_weights, tangent), k_dd, k_td
+        return self.flow.weights(t, tangent), k_dd, k_td
 
     def _initial_covariance(self) -> Float[Array, "n n"]:
         regularised, decay = self.flow.spectrum.k, self.flow.decay
@@ -161,6 +177,21 @@ class InfiniteEnsemble(eqx.Module):
 def _train_covariance(flow: GradientFlow, motion: Motion, s: PyTree, k: Array) -> Array:
     covariance = flow.remaining(motion, s, flow.remaining(motion, s, k).T)
     return (covariance + covariance.T) / 2
+
+
+@jax.jit
+def _rotate(
+    u: Float[Array, "n n"],
+    tangent: Float[Array, "n_test n"],
+    k_dd: Float[Array, "n n"],
+    k_td: Float[Array, "n_test n"],
+) -> tuple[Array, Array, Array]:
+    k_dd = dot(u.T, dot(k_dd, u))
+    return dot(tangent, u), (k_dd + k_dd.T) / 2, dot(k_td, u)
+
+
+def _rotated_weights(flow: GradientFlow, motion: Motion, s: PyTree, k: Array) -> Array:
+    return k * motion.integral.value(flow.spectrum.eigenvalues, s)[None]
 
 
 @eqx.filter_jit
