@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._checks import check_not_negative
 from .._progress import Progress
@@ -100,7 +100,7 @@ class Raw(eqx.Module):
     - `last`: the last time that was reached.
     """
 
-    states: State
+    states: PyTree[Float[Array, "times rows columns"]]
     reached: Bool[Array, " times"]
     last: Float[Array, ""]
     steps: Int[Array, ""]
@@ -117,6 +117,12 @@ def _along(x: Array, state: Array) -> Array:
     return x.reshape(-1, *(1,) * (state.ndim - 1))
 
 
+def _shift(dynamics: Dynamics, t: Array, states: Any, by: Array) -> Any:
+    """States at times `t + by`, to first order: for the derivatives, as `by` is zero."""
+    rates = jax.vmap(dynamics.field)(t, states)
+    return jax.tree.map(lambda x, rate: x + _along(by, x) * rate, states, rates)
+
+
 @eqx.filter_jit
 def integrate(
     dynamics: Dynamics,
@@ -129,34 +135,35 @@ def integrate(
     **options: Any,
 ) -> Raw:
     """From `state` at time `t0` to all of `t`, with further `options` for Diffrax."""
-    # The derivative by these times is that of the equation: below. That of the solver's
-    # steps would be as exact only as they are.
-    constant = jax.lax.stop_gradient(t)
+    # The derivative by these times is that of the equation: see `_shift`. That of the
+    # solver's steps would be as exact only as they are.
+    already = _holds_already(options["event"], t0, state, dynamics)
+    constant = jnp.where(already, t0, jax.lax.stop_gradient(t))
     if controller is None:
         controller = default_controller(dynamics, constant)
-    subs = [diffrax.SubSaveAt(ts=constant), diffrax.SubSaveAt(t1=True)]
+    times, end = diffrax.SubSaveAt(ts=constant), diffrax.SubSaveAt(t1=True)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_field),
         t0=t0,
         t1=constant[-1],
         y0=state,
         args=dynamics,
-        saveat=diffrax.SaveAt(subs=subs, dense=dense),
+        saveat=diffrax.SaveAt(subs=[times, end], dense=dense),
         stepsize_controller=controller,
         throw=False,
         **options,
     )
     times, last = solution.ts  # pyright: ignore
     states, final = solution.ys  # pyright: ignore
-    reached = jnp.isfinite(times)
+    reached = jnp.isfinite(times) & (~already | (t <= t0))
     fill = lambda x, final: jnp.where(_along(reached, x), x, final)
     states = jax.tree.map(fill, states, final)
-    moved = jnp.where(reached, t - constant, 0)
-    shift = lambda x, rate: x + _along(moved, x) * rate
-    states = jax.tree.map(shift, states, jax.vmap(dynamics.field)(constant, states))
+    states = _shift(dynamics, constant, states, jnp.where(reached, t - constant, 0))
     last = jnp.where(reached[-1], t[-1], last[0])
+    done = diffrax.RESULTS.event_occurred
+    result = diffrax.RESULTS.where(already, done, solution.result)
     steps = jnp.asarray(solution.stats["num_steps"])
-    return Raw(states, reached, last, steps, solution.result, solution.interpolation)
+    return Raw(states, reached, last, steps, result, solution.interpolation)
 
 
 #
@@ -229,16 +236,18 @@ class _Excess(eqx.Module):
     def __call__(self, t: Array, y: State, args: Dynamics, **kwargs: Any) -> Array:
         del t, kwargs
         size = jnp.abs(self.target)
-        return (args.loss(y) - self.target) / jnp.where(size > 0, size, 1)
+        excess = (args.loss(y) - self.target) / jnp.where(size > 0, size, 1)
+        # Diffrax has other numbers of the default dtype in its place.
+        return excess.astype(self.target.dtype)
 
 
-class _Below(eqx.Module):
-    """Whether the loss is below a target, which it may be from the start."""
-
-    excess: _Excess
-
-    def __call__(self, t: Array, y: State, args: Dynamics, **kwargs: Any) -> Array:
-        return self.excess(t, y, args, **kwargs) <= 0
+def _holds_already(
+    event: diffrax.Event | None, t0: Array, state: State, dynamics: Dynamics
+) -> Bool[Array, ""]:
+    """Whether the loss is low enough at the start: Diffrax looks for changes of sign."""
+    if event is None or not isinstance(event.cond_fn, _Excess):
+        return jnp.zeros((), bool)
+    return jax.lax.stop_gradient(event.cond_fn(t0, state, dynamics) <= 0)
 
 
 # Of the time of an event, relative: single precision has not much more.
@@ -262,10 +271,8 @@ def loss_below(target: ArrayLike) -> diffrax.Event:
         raise ValueError(f"`target` must be a scalar, but its shape is {target.shape}.")
     # NaN is all this finds: losses may be negative.
     check_not_negative("target", jnp.abs(target), target.dtype, "It is a loss.")
-    excess = _Excess(target)
     finder = optimistix.Bisection(rtol=_event_rtol, atol=_event_rtol)
-    # Of those that happen in the same step the first counts: that which is located.
-    return diffrax.Event([excess, _Below(excess)], finder, direction=[False, None])
+    return diffrax.Event(_Excess(target), finder, direction=False)
 
 
 def steady_state(rtol: float | None = None, atol: float | None = None) -> diffrax.Event:

@@ -85,7 +85,7 @@ class _Huber(eqx.Module):
     def __call__(self, f: ArrayLike, y: ArrayLike) -> Float[Array, ""]:
         f, y = _of_same_shape(f, y)
         delta = jnp.asarray(self.delta, f.dtype)
-        return jnp.mean(optax.huber_loss(f, y, delta))  # pyright: ignore
+        return jnp.mean(optax.huber_loss(f, y, delta=delta))  # pyright: ignore
 
 
 def huber(delta: ArrayLike = 1.0) -> Loss:
@@ -184,7 +184,7 @@ def check_loss_targets(loss: Loss, y: PyTree, n: int, dtype: np.dtype) -> PyTree
     if loss is softmax_cross_entropy:
         y = _check_probabilities(y, "softmax_cross_entropy", top=np.inf)
     if loss is sigmoid_cross_entropy:
-        y = _check_probabilities(y, "sigmoid_cross_entropy", top=1)
+        y = _check_probabilities(y, "sigmoid_cross_entropy", top=1.0)
     return y.astype(dtype)
 
 

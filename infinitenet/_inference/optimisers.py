@@ -38,12 +38,7 @@ def _to_optional_momentum(x: ArrayLike | None) -> Array | np.ndarray | None:
 
 
 class AbstractOptimiser(eqx.Module):
-    """What gradient descent with small steps tends to. Subclass it for others.
-
-    - `learning_rate`: a positive number, or a function of the time in steps.
-    """
-
-    learning_rate: eqx.AbstractVar[Array | np.ndarray | Schedule]
+    """What gradient descent with small steps tends to. Subclass it for others."""
 
     @abc.abstractmethod
     def init(self, z: Float[Array, "..."]) -> PyTree[Float[Array, "..."]]:
@@ -84,10 +79,13 @@ class AbstractOptimiser(eqx.Module):
         - `rate`: learning rate times the largest curvature of the loss.
         """
 
+    @abc.abstractmethod
     def rate(self, t: Float[Array, ""]) -> Float[Array, ""]:
         """The learning rate at time `t`, in steps."""
-        rate = self.learning_rate
-        return jnp.asarray(rate(t) if callable(rate) else rate, t.dtype)
+
+
+def _rate_at(rate: Array | np.ndarray | Schedule, t: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.asarray(rate(t) if callable(rate) else rate, t.dtype)
 
 
 class GradientDescent(AbstractOptimiser):
@@ -110,6 +108,9 @@ class GradientDescent(AbstractOptimiser):
     def flow(self, t, z, memory, gradient):
         del memory
         return -self.rate(t) * gradient(z), None
+
+    def rate(self, t):
+        return _rate_at(self.learning_rate, t)
 
     def fastest(self, rate):
         return rate
@@ -151,6 +152,9 @@ class HeavyBall(AbstractOptimiser):
     def flow(self, t, z, memory, gradient):
         friction = 1 - jnp.asarray(self.momentum, z.dtype)
         return -self.rate(t) * memory, gradient(z) - friction * memory
+
+    def rate(self, t):
+        return _rate_at(self.learning_rate, t)
 
     def fastest(self, rate):
         # The larger root of x^2 - (1 - m) x = rate.
@@ -207,6 +211,9 @@ class Nesterov(AbstractOptimiser):
             return velocity, share * gradient(z) - friction * memory
         m = jnp.asarray(self.momentum, z.dtype)
         return velocity, gradient(z + m * velocity) - (1 - m) * memory
+
+    def rate(self, t):
+        return _rate_at(self.learning_rate, t)
 
     def fastest(self, rate):
         if self.momentum is None:

@@ -5,11 +5,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._checks import check_finite, check_not_negative, check_shape, check_targets, guard
 from .._tracing import is_traced
-from .dynamics import Dynamics, FlowState, pull, State
+from .dynamics import Dynamics, FlowState, pull
 from .joint_kernel import flatten_cross_kernel
 from .spectral import dot, Spectrum
 
@@ -157,7 +157,7 @@ class Trajectory(eqx.Module):
         if self.result == results.successful:
             ended = "successful"
         elif self.result == results.event_occurred:
-            ended = "by an event"
+            ended = "ended by an event"
         else:
             ended = str(results[self.result])
         out = f"<Trajectory of {n} times up to t = {float(self.end.t):.6g}"
@@ -166,8 +166,8 @@ class Trajectory(eqx.Module):
             out += f", {missing} of them not reached, which hold the state at that time"
         losses = jnp.ravel(self.loss)
         return (
-            f"{out}: loss {float(losses[0]):.3g} to {float(losses[-1]):.3g}; solved by "
-            f"{solver} in {int(steps)} steps, which ended: {ended}>"
+            f"{out}: loss {float(losses[0]):.3g} to {float(losses[-1]):.3g}; {ended}, by "
+            f"{solver} in {int(steps)} steps>"
         )
 
 
@@ -190,7 +190,10 @@ def _check_within(
 
 @eqx.filter_jit
 def make_trajectory(
-    source: Source, t: Float[Array, "*times"], states: State, reached: Bool[Array, "*times"]
+    source: Source,
+    t: Float[Array, "*times"],
+    states: PyTree[Float[Array, "..."]],
+    reached: Bool[Array, "*times"],
 ) -> Trajectory:
     """Of the states at all times, `ravel`ed."""
     dynamics = source.dynamics
