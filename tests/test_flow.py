@@ -249,8 +249,30 @@ def test_any_time(seed, rank, t, scale):
         ensemble = infinite_ensemble(Gram(k_dd, k_dd), jnp.ones(5), trained=trained)
         p = ensemble.predict(jnp.array(t), Gram(k_td, k_td), k_tt)
         assert jnp.all(jnp.isfinite(p.mean))
-        assert jnp.linalg.eigvalsh(p.covariance)[0] >= -p.tolerance
+        lowest = jnp.linalg.eigvalsh(p.covariance)[0]
+        norm = jnp.linalg.norm(jnp.block([[k_dd, k_td.T], [k_td, k_tt]]), 2)
+        assert lowest >= -8 * np.finfo(float).eps * norm
+        assert lowest >= -p.tolerance
         assert jnp.all(jnp.isfinite(p.std))
+
+
+@hypothesis.given(seed=st.integers(0, 10_000), reg=st.floats(1e-6, 1.0))
+@hypothesis.settings(max_examples=15)
+def test_before_and_after(seed, reg):
+    # At first the prior, and at last Gaussian-process inference.
+    k_dd, k_td, k_tt = _grams(jr.key(seed))
+    y = jr.normal(jr.key(seed + 1), (5, 2))
+    for trained in _trained.values():
+        ensemble = infinite_ensemble(k_dd, y, trained=trained, diag_reg=reg)
+        before, after = (ensemble.predict(t, k_td, k_tt) for t in (0.0, jnp.inf))
+        np.testing.assert_array_equal(before.mean, 0)
+        np.testing.assert_allclose(before.covariance, k_tt, atol=1e-14)
+        get = "ntk" if isinstance(trained, AllLayers) else "nngp"
+        posterior = condition(getattr(k_dd, get), y, diag_reg=reg)
+        want = posterior.predict(getattr(k_td, get), k_tt)
+        np.testing.assert_allclose(after.mean, want.mean, atol=1e-8)
+        if get == "nngp":
+            np.testing.assert_allclose(after.covariance, want.covariance, atol=1e-9)
 
 
 #

@@ -55,7 +55,8 @@ def test_against_optax(name, rank, getkey):
     ours, theirs = _optimisers[name]
     x = jr.normal(getkey(), (8, rank)) / rank**0.5
     y, f_0 = jr.normal(getkey(), (2, 5, 2))
-    f_test_0, steps = jr.normal(getkey(), (3, 2)), np.array([0, 1, 2, 3, 17, 200, 999])
+    f_test_0 = jr.normal(getkey(), (3, 2))
+    steps = np.array([0, 1, 2, 3, 17, 200, 999], np.int32)
     for decay in (0.0, 0.03):
 
         @jax.jit

@@ -57,7 +57,7 @@ def _to_steps(steps: ArrayLike | Sequence[int]) -> Int[Array, "*times"]:
     steps = jnp.asarray(steps)
     return guard(
         steps,
-        lambda steps: jnp.any((steps < 0) | (steps >= 2**_BITS)),
+        lambda steps: jnp.any((steps < 0) | (steps > 2**_BITS - 1)),
         lambda steps: (
             f"`steps` must be from 0 to 2**{_BITS} - 1, but are {steps.min()} to "
             f"{steps.max()}."
