@@ -1,4 +1,7 @@
-"""Attention: stored values, loops in NumPy, and averages over finite networks."""
+"""Attention: loops in NumPy, and averages over finite networks.
+
+Against stored values it is tested in `test_kernel_oracle.py`.
+"""
 
 import math
 from typing import Any
@@ -10,7 +13,7 @@ import jax.random as jr
 import jaxtyping
 import numpy as np
 import pytest
-from helpers import load
+from helpers import quick_jit, run_once
 
 import infinitenet as inn
 from infinitenet._layers.attention import SelfAttention
@@ -70,66 +73,6 @@ def _inputs(getkey, *shape):
 
 def _difference(got, want):
     return np.max(np.abs(got - want)) / np.sqrt(np.mean(np.square(want)))
-
-
-#
-# Stored values
-#
-
-_cases, _arrays = load("kernels")
-_cases = {c["name"]: c for c in _cases if c["name"].startswith("attention_")}
-
-
-def _attention(spec):
-    spec = {k: v for k, v in spec.items() if k != "layer"}
-    decay = spec.pop("pos_emb_decay")
-    if decay is not None:
-        rate = decay["rate"]
-        functions = {
-            "exp": lambda d: jnp.exp(-rate * d),
-            "power": lambda d: 1 / (1 + rate * d),
-        }
-        spec["pos_emb_decay_fn"] = functions[decay["kind"]]
-    return SelfAttention(**spec)
-
-
-_builders = {
-    "Conv": lambda s: inn.Conv(
-        s["width"], s["filter"], s["strides"], s["padding"], s["W_std"], s["b_std"]
-    ),
-    "Dense": lambda s: inn.Dense(s["width"], s["W_std"], s["b_std"]),
-    "Erf": lambda s: inn.Erf(s["a"], s["b"], s["c"]),
-    "Flatten": lambda s: inn.Flatten(),
-    "GlobalAvgPool": lambda s: inn.GlobalAvgPool(),
-    "GlobalSelfAttention": _attention,
-    "Relu": lambda s: inn.Relu(),
-}
-
-
-@pytest.mark.parametrize("name", _cases)
-def test_stored_values(name):
-    case = _cases[name]
-    if any(spec["layer"] not in _builders for spec in case["layers"]):
-        pytest.fail("No builder for this case.")
-    net = inn.Sequential([_builders[spec["layer"]](spec) for spec in case["layers"]])
-    x1, x2 = (_arrays[case["inputs"][x]] for x in ("x1", "x2"))
-    demand = _all_pairs if len(case["output_axes"]) > 2 else inn.Demand()
-    # `x1.copy()` is another input, the angle of which to `x1` is known to half the digits.
-    pairs = [
-        ((x1, x2), "12", 1e-10),
-        ((x1,), "11", 1e-10),
-        ((x1, x1.copy()), "11", case["tolerance"]),
-    ]
-    for inputs, pair, tolerance in pairs:
-        got = inn.gram(net, *inputs, demand=demand)
-        for matrix in ("nngp", "ntk"):
-            want = _arrays[case["outputs"][f"{matrix}_{pair}"]]
-            assert getattr(got, matrix).shape == want.shape
-            assert _difference(getattr(got, matrix), want) < tolerance
-
-
-def test_all_stored_values():
-    assert len(_cases) == 10
 
 
 #
@@ -274,11 +217,14 @@ def test_weights(name, getkey):
     assert len(jax.tree.leaves(marked)) == len(jax.tree.leaves(weights))
     y = net(x)
     assert y.shape == (3, 2, 5) and y.dtype == x.dtype
-    assert np.allclose(eqx.filter_jit(net)(x), y, atol=1e-5)
     assert net.check(inn.Signal((3, 2, 5), x.dtype)).shape == y.shape
-    nets = eqx.filter_vmap(lambda key: _layer(name).init(key, x))(jr.split(getkey(), 3))
-    assert eqx.filter_vmap(lambda net: net(x))(nets).shape == (3, *y.shape)
-    assert eqx.tree_equal(net.kernel(x, x), _layer(name).kernel(x, x))
+
+    assert np.allclose(run_once(lambda net: net(x), net), y, atol=1e-5)
+    keys = jr.split(getkey(), 3)
+    several = jax.eval_shape(jax.vmap(lambda key: _layer(name).init(key, x)(x)), keys)
+    assert several.shape == (3, *y.shape)
+    kernels = [run_once(lambda net: net.kernel(x, x), n) for n in (net, _layer(name))]
+    assert eqx.tree_equal(*kernels)
 
 
 def test_finite_by_hand(getkey):
@@ -316,30 +262,32 @@ def test_correlated_embeddings(getkey):
 #
 
 
-@pytest.mark.parametrize("zero", ("nothing", *_stds))
 @pytest.mark.parametrize("name", ("sum", "concat", "root_values"))
-def test_gradients(name, zero, getkey):
+def test_gradients(name, getkey):
+    """Also where one of the standard deviations is zero."""
     x1, x2 = _inputs(getkey, 3, 5)
     w1, w2 = _inputs(getkey, 3, 3)
-    options: dict[str, Any] = {} if zero == "nothing" else {zero: 0.0}
-    net = _layer(name, **options)
+    net = _layer(name)
     stds = lambda net: [getattr(net, std) for std in _stds]
 
-    @jax.jit
     def loss(values):
-        whole = inn.Sequential([inn.Dense(5), eqx.tree_at(stds, net, values)])
+        whole = inn.Sequential([inn.Dense(5), eqx.tree_at(stds, net, list(values))])
         kernel = whole.kernel(x1, x2, demand=_everything)
         return jnp.vdot(w1, kernel.nngp.array) + jnp.vdot(w2, kernel.ntk.array)
 
-    values = jnp.stack(stds(net))
-    loss_of_array = lambda values: loss(list(values))
-    grad = jax.grad(loss_of_array)(values)
-    forward = jax.jacfwd(loss_of_array)(values)
-    steps = 1e-4 * jnp.eye(len(_stds))
-    slopes = [(loss_of_array(values + h) - loss_of_array(values - h)) / 2e-4 for h in steps]
-    # The error of differences is of the order of the step's square.
-    assert np.allclose(grad, np.stack(slopes), rtol=1e-6, atol=1e-6)
-    assert np.allclose(grad, forward, rtol=1e-12, atol=1e-12)
+    derivatives = quick_jit(
+        lambda values: (jax.grad(loss)(values), jax.jacfwd(loss)(values))
+    )
+    losses = quick_jit(jax.vmap(loss))
+    steps = 1e-4 * np.concatenate([np.eye(len(_stds)), -np.eye(len(_stds))])
+    values = np.asarray(stds(net))
+    for zero in (None, *range(len(_stds))):
+        at = np.where(np.arange(len(_stds)) == zero, 0.0, values)
+        grad, forward = derivatives(at)
+        up, down = np.split(np.asarray(losses(at[None] + steps)), 2)
+        # The error of differences is of the order of the step's square.
+        assert np.allclose(grad, (up - down) / 2e-4, rtol=1e-6, atol=1e-6)
+        assert np.allclose(grad, forward, rtol=1e-12, atol=1e-12)
 
 
 @_each
@@ -379,11 +327,13 @@ def test_repeat(name, getkey):
     block = inn.Sequential([inn.Relu(), net])
     looped = inn.Sequential([inn.Dense(5), inn.Repeat(block, 3), inn.Flatten()])
     unrolled = inn.Sequential([inn.Dense(5), *[inn.Relu(), net] * 3, inn.Flatten()])
-    for pair in ((x1, x2), (x1, None)):
-        got, want = looped.kernel(*pair), unrolled.kernel(*pair)
+    pairs = (x1, x2), (x1, None)
+    kernels = lambda: [[n.kernel(*pair) for n in (looped, unrolled)] for pair in pairs]
+    for got, want in run_once(kernels):
         assert _difference(got.nngp.array, want.nngp.array) < 1e-12
         assert _difference(got.ntk.array, want.ntk.array) < 1e-12
-    assert looped.init(getkey(), x1)(x1).shape == (15,)
+    drawn = jax.eval_shape(lambda key: looped.init(key, x1)(x1), getkey())
+    assert drawn.shape == (15,)
 
 
 @_some
@@ -404,9 +354,13 @@ def test_jit_and_vmap(name, getkey):
 def test_float32(name, getkey):
     x1, x2 = (x.astype(jnp.float32) for x in _inputs(getkey, 2, 4, 3, 5))
     net = inn.Sequential([inn.Dense(5), _layer(name)])
+
+    def grams(*pair):
+        double = [x.astype(float) for x in pair]
+        return [inn.gram(net, *each, demand=_all_pairs) for each in (pair, double)]
+
     for pair in ((x1, x2), (x1,)):
-        single: Any = inn.gram(net, *pair, demand=_all_pairs)
-        double: Any = inn.gram(net, *(x.astype(float) for x in pair), demand=_all_pairs)
+        single, double = run_once(grams, *pair)
         assert single.nngp.dtype == single.ntk.dtype == jnp.float32
         assert _difference(single.nngp, double.nngp) < 1e-5
         assert _difference(single.ntk, double.ntk) < 1e-5
@@ -419,14 +373,15 @@ def test_permutations(name, getkey):
     p, q = np.array([2, 0, 3, 1]), np.array([1, 2, 0, 3])
     net = _layer(name, pos_emb_type="NONE")
     whole = inn.Sequential([inn.Dense(5), net])
-    kernel = whole.kernel(x1, x2, demand=_all_pairs)
-    permuted = whole.kernel(x1[p], x2[q], demand=_all_pairs)
+    of_pair = quick_jit(lambda x1, x2: whole.kernel(x1, x2, demand=_all_pairs))
+    kernel, permuted = of_pair(x1, x2), of_pair(x1[p], x2[q])
     assert np.allclose(permuted.nngp.array, kernel.nngp.array[p][:, q], rtol=1e-12)
     assert np.allclose(permuted.ntk.array, kernel.ntk.array[p][:, q], rtol=1e-12)
     net = net.init(getkey(), x1)
-    assert np.allclose(net(x1[p]), net(x1)[p], rtol=1e-12)
+    call = quick_jit(lambda x: net(x))
+    assert np.allclose(call(x1[p]), call(x1)[p], rtol=1e-12)
     # Nor is their number fixed.
-    assert net(x1[:2]).shape == (2, 5)
+    assert jax.eval_shape(net, x1[:2]).shape == (2, 5)
 
 
 def test_demand():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from helpers import run_once
 
 import infinitenet as inn
 
@@ -66,7 +67,8 @@ def test_appended_positions(name):
     net = inn.Sequential(_nets[name])
     x, y = _normal(0, 2, 3, 5, 2)
     y[0] = x[0]
-    want, got = inn.gram(net, x, y), inn.gram(net, _padded(x, 3), _padded(y, 3))
+    want = run_once(inn.gram, net, x, y)
+    got = run_once(inn.gram, net, _padded(x, 3), _padded(y, 3))
     _close(got.nngp, want.nngp)
     _close(got.ntk, want.ntk, 1e-7)  # Angles of inputs with themselves.
 
@@ -79,7 +81,8 @@ def test_appended_positions_of_finite_networks(name):
     if "sqrt" in name:
         return
     finite = net.init(jr.key(0), x[0])
-    _close(jax.vmap(finite)(padded), jax.vmap(finite)(x))
+    both = lambda net, padded, x: (jax.vmap(net)(padded), jax.vmap(net)(x))
+    _close(*run_once(both, finite, padded, x))
 
 
 def test_lengths_differ():
@@ -112,21 +115,20 @@ def test_nothing_is_left():
     missing[1] = True
     inputs = inn.Inputs(x, missing=missing)
     net = inn.Sequential(_nets["attention"])
-    kernel = inn.gram(net, inputs)
-    for k in (kernel.nngp, kernel.ntk):
+    kernel = run_once(inn.gram, net, inputs)
+    for k in map(np.asarray, (kernel.nngp, kernel.ntk)):
         assert np.all(np.isfinite(k))
         np.testing.assert_array_equal(k[1], 0)
         assert np.all(k[::2, ::2] > 0)
-    f = jax.vmap(net.init(jr.key(0), x[0]))(inputs)
+    outputs = lambda net, inputs: jax.vmap(net)(inputs)
+    f = run_once(outputs, net.init(jr.key(0), x[0]), inputs)
     np.testing.assert_array_equal(f[1], 0)
 
 
 def test_nothing_is_missing():
     net, x = inn.Sequential(_nets["conv"]), _normal(0, 3, 4, 2)
-    got, want = (
-        inn.gram(net, inn.Inputs(x, missing=np.zeros((3, 4), bool)), x + 1),
-        (inn.gram(net, x, x + 1)),
-    )
+    everything = inn.Inputs(x, missing=np.zeros((3, 4), bool))
+    got, want = (run_once(inn.gram, net, each, x + 1) for each in (everything, x))
     _close(got.ntk, want.ntk)
 
 
@@ -152,9 +154,10 @@ def test_strides_look_at_centres():
         (inn.Flatten(), 0),
         (inn.GlobalAvgPool(), 0),
     ):
-        out = layer.init(jr.key(0), x).carry(x)
+        out = run_once(lambda net, x: net.carry(x), layer.init(jr.key(0), x), x)
         np.testing.assert_array_equal(out.positions.missing, np.asarray(want, bool))
-        kernel = layer.kernel(x, demand=inn.Demand(inn.Pairs.ALL))
+        of_input = lambda x, layer=layer: layer.kernel(x, demand=inn.Demand(inn.Pairs.ALL))
+        kernel = run_once(of_input, x)
         np.testing.assert_array_equal(kernel.positions1.missing, out.positions.missing)
 
 
@@ -164,14 +167,13 @@ def test_transformations():
     x = _normal(0, 4, 4, 2)
     missing = np.arange(4) >= np.asarray([[2], [4], [3], [1]])
     inputs = inn.Inputs(x, missing=missing)
-    want = inn.gram(net, inputs)
-    _close(jax.jit(lambda x: inn.gram(net, x).ntk)(inputs), want.ntk, 1e-7)
 
     def total(x):
-        k = inn.gram(net, inn.Inputs(x, missing=missing))
-        return jnp.sum(k.nngp)
+        return jnp.sum(inn.gram(net, inn.Inputs(x, missing=missing)).nngp)
 
-    gradient = jax.grad(total)(x)
+    both = lambda x: (inn.gram(net, inn.Inputs(x, missing=missing)).ntk, jax.grad(total)(x))
+    ntk, gradient = map(np.asarray, jax.jit(both)(x))
+    _close(ntk, inn.gram(net, inputs).ntk, 1e-7)
     assert np.all(np.isfinite(gradient))
     np.testing.assert_array_equal(gradient[missing], 0)
     assert np.all(gradient[~missing] != 0)
