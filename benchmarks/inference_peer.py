@@ -148,6 +148,7 @@ class _Session:
 
     def cholesky(self) -> dict[str, Any]:
         """Gaussian-process regression on a kernel: mean and variances of the test set."""
+        assert isinstance(self.side, _Infinitenet)
         inn, net = self.side.inn, self.side.net
         options = {"ntk": False, "progress": False}
         k_test = inn.gram(net, self.x_test, self.x_train, **options).nngp

@@ -2,7 +2,7 @@
 
 # A prediction without covariance has `None` there.
 # pyright: reportOptionalOperand=false, reportOptionalMemberAccess=false
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import jax
 import jax.numpy as jnp

@@ -4,6 +4,9 @@ Moments of finite networks are biased by $O(1 / \\text{width})$. That is estimat
 widths, and taken off: $2 m_{512} - m_{256}$ is what is compared.
 """
 
+# Outputs that were not asked for are `None`.
+# pyright: reportArgumentType=false, reportOptionalSubscript=false
+
 import functools as ft
 
 import diffrax

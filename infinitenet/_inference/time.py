@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._checks import check_times, guard
-from .optimisers import AbstractOptimiser, GradientDescent, HeavyBall, Nesterov
+from .optimisers import GradientDescent, HeavyBall, Nesterov
 from .spectral import dot, INTEGRAL, MOVED, REMAINING, Spectral
 
 
@@ -90,7 +90,7 @@ class Steps(eqx.Module):
     """
 
     steps: Int[Array, "*times"] = eqx.field(converter=_to_steps)
-    optimiser: AbstractOptimiser
+    optimiser: GradientDescent | HeavyBall | Nesterov
 
     def __check_init__(self):
         known = isinstance(self.optimiser, GradientDescent | HeavyBall | Nesterov)
@@ -107,8 +107,8 @@ class Steps(eqx.Module):
             )
 
 
-def _momentum(optimiser: AbstractOptimiser) -> ArrayLike | None:
-    return 0.0 if isinstance(optimiser, GradientDescent) else optimiser.momentum  # pyright: ignore
+def _momentum(optimiser: GradientDescent | HeavyBall | Nesterov) -> ArrayLike | None:
+    return 0.0 if isinstance(optimiser, GradientDescent) else optimiser.momentum
 
 
 class _Recursion(NamedTuple):
