@@ -13,6 +13,39 @@ _cases = {case["name"]: case for case in _cases}
 _all = pytest.mark.parametrize("name", _cases)
 _x64, _x32 = np.float64, np.float32
 
+
+def _features(specs):
+    """Layers, and each of their options: which words, whether a number or none."""
+    for spec in specs:
+        for option, value in spec.items():
+            is_word = value is None or isinstance(value, str | bool)
+            yield spec["layer"], option, value if is_word else type(value)
+        for nested in [spec.get("layers", []), *spec.get("branches", [])]:
+            yield from _features(nested)
+
+
+def _novel():
+    """Cases that have something which none before them has."""
+    seen = set()
+    for name, case in _cases.items():
+        masked = case.get("mask_constant") is not None
+        about = masked, "pattern1" in case["inputs"], len(case["output_axes"]) > 2
+        features = {(*feature, masked) for feature in _features(case["layers"])} | {about}
+        if not features <= seen:
+            yield name
+        seen |= features
+
+
+# Of other sizes, degrees and depths than cases before them: all run in float64.
+_others = set(_cases) - set(_novel())
+_each = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in _others), id=name)
+        for name in _cases
+    ],
+)
+
 # The angle between coincident activations is known to the square root of rounding, and
 # one such entry is in the diagonal of `k(x1, x1)`. Elsewhere closed forms are exact, and
 # quadrature is as exact as it says.
@@ -79,13 +112,13 @@ def _check(case, gram, n1, tolerances):
 
 
 def _tolerances(case):
-    quadrature = any("Numerical" in spec["layer"] for spec in case["layers"])
+    quadrature = _has(case, "ElementwiseNumerical")
     # Stored values are by quadrature themselves, of a fixed degree.
     return {"12": 1e-7 if quadrature else _tolerance, "11": case["tolerance"]}
 
 
-def _has_dropout(case):
-    return any(spec["layer"] == "Dropout" for spec in case["layers"])
+def _has(case, layer):
+    return any(spec["layer"] == layer for spec in case["layers"])
 
 
 @_all
@@ -93,13 +126,15 @@ def test_float64(name):
     case = _cases[name]
     x, n1 = _inputs(case)
     net, demand, tolerances = build(case["layers"]), _demand(case), _tolerances(case)
-    _check(case, inn.gram(net, x, demand=demand), n1, tolerances)
-    if _has_dropout(case):
+    # Those of attention are also exact where inputs coincide, as `gram(net, x)` is.
+    exact = {"11": _tolerance} if _has(case, "GlobalSelfAttention") else {}
+    _check(case, inn.gram(net, x, demand=demand), n1, tolerances | exact)
+    if _has(case, "Dropout"):
         del tolerances["11"]  # Copies are dropped independently.
     _check(case, inn.gram(net, x, x, demand=demand), n1, tolerances)
 
 
-@_all
+@_each
 def test_float32(name):
     case = _cases[name]
     x, n1 = _inputs(case, _x32)
@@ -108,7 +143,7 @@ def test_float32(name):
     _check(case, gram, n1, {"12": 1e-5, "11": max(1e-5, case["tolerance"])})
 
 
-@_all
+@_each
 def test_everything_at_once(name):
     """Compiled as one program, in which all pairs of positions are carried along."""
     case = _cases[name]
