@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from helpers import quick_jit, run_once
 from jax.flatten_util import ravel_pytree
 from nonlinearities import quadrature as _quadrature
 
@@ -83,16 +84,29 @@ def test_call(name):
 
 @_all
 def test_dual(name):
+    """Of positive variances, and where one or both are zero."""
     layer, *functions = _quadrature[name]
     q1, c, q2 = cases = _cases([-1, -1 + 1e-6, -0.9, 0, 0.6, 0.999, 1], _variances)
     if name == "hard_tanh":  # Of which three kinks take nine times as many nodes.
         q1, c, q2 = cases = cases[:, ::3]
+    zero1, zero2 = np.asarray([[0.0, 0.0, 2.0, 1.0], [0.0, 2.0, 0.0, 1.0]])
+    args = (q1, zero1), (c * np.sqrt(q1 * q2), 0 * zero1), (q2, zero2)
     size = 1 + np.sqrt(q1 * q2)
-    results = _dual(layer, q1, c * np.sqrt(q1 * q2), q2)
     kinks = _kinks.get(name, (0.0,))
-    for got, f in zip(results, functions, strict=True):
+    for got, f in zip(_dual(layer, *map(np.concatenate, args)), functions, strict=True):
+        got, at_zero = np.split(np.asarray(got), [q1.size])
         want = np.asarray([_expectation(f, *case, kinks=kinks) for case in cases.T])
         np.testing.assert_allclose(got / size, want / size, atol=2e-10)
+        means = [[_mean(f, q, kinks) for q in zeros] for zeros in (zero1, zero2)]
+        np.testing.assert_allclose(at_zero, np.prod(means, 0), atol=1e-12)
+
+
+def _mean(f, q, kinks):
+    """`E[f(u)]`. At zero variance a kink counts as the mean of its slopes."""
+    if q == 0:
+        return np.mean(f(np.asarray([-1e-100, 1e-100])))
+    x, w = _nodes([np.asarray(x / np.sqrt(q)) for x in kinks])
+    return np.sum(w * f(np.sqrt(q) * x))
 
 
 @pytest.mark.parametrize("name", ["tanh", "elu_alpha", "hard_tanh"])
@@ -122,13 +136,12 @@ def test_closed_forms(fn, same):
     q1, c, q2 = _cases([-1, -0.9, 0, 0.5, 1], [(0.2, 3.0), (2.0, 2.0)])
     args = q1, c * np.sqrt(q1 * q2), q2
 
-    @eqx.filter_jit
     def derivatives(layer, *args):
         total = lambda *args: sum(map(jnp.sum, _dual(layer, *args)))
         return _dual(layer, *args), jax.grad(total, (0, 1, 2))(*args)
 
     (got, got_slopes), (want, want_slopes) = (
-        derivatives(layer, *args) for layer in (inn.Elementwise(fn), same)
+        run_once(derivatives, layer, *args) for layer in (inn.Elementwise(fn), same)
     )
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-8)
@@ -151,7 +164,7 @@ def test_derivatives(name):
     args = np.stack([q1, c * np.sqrt(q1 * q2), q2])
     tangent = np.stack([q1, np.sqrt(q1 * q2), q2])  # Relative to these.
 
-    @jax.jit
+    @quick_jit
     def derivatives(args):
         one = lambda i: np.where(np.arange(3) == i, 1.0, 0.0)[:, None] * tangent
         fn = lambda args: jnp.stack(_dual(layer, *args))
@@ -175,11 +188,13 @@ def test_derivatives(name):
 def test_derivatives_on_the_diagonal(name):
     """Along the variance of copies, where those along each argument may be infinite."""
     layer, *_ = _quadrature[name]
-    fn = jax.jit(lambda q: jnp.stack(_dual(layer, q, q, q)))
+    fn = lambda q: jnp.stack(_dual(layer, q, q, q))
     q, step = np.asarray([0.1, 1.0, 4.0, 100.0]), 1e-3
-    got = jax.jit(lambda q: jax.jvp(fn, (q,), (q,))[1])(q)
-    at = lambda h: np.asarray(fn(q * (1 + h * step)))
-    want = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
+    moved = np.concatenate([q * (1 + h * step) for h in (1, -1, 2, -2)])
+    both = lambda q, moved: (jax.jvp(fn, (q,), (q,))[1], fn(moved))
+    got, values = run_once(both, q, moved)
+    values = dict(zip((1, -1, 2, -2), np.split(np.asarray(values), 4, -1), strict=True))
+    want = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * step)
     np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-8)
 
 
@@ -197,11 +212,16 @@ def test_parameters():
     for layer in (inn.Elu(1.3), inn.Elementwise(Scaled(jnp.asarray([1.2, 0.3])))):
         p, unravel = ravel_pytree(eqx.filter(layer, eqx.is_array))
         static = eqx.filter(layer, eqx.is_array, inverse=True)
-        fn = jax.jit(lambda p: jnp.stack(_dual(eqx.combine(unravel(p), static), *args)))  # noqa: B023
-        forward, reverse = jax.jit(jax.jacfwd(fn))(p), jax.jit(jax.jacrev(fn))(p)
-        np.testing.assert_allclose(forward, reverse, rtol=1e-10)
+        fn = lambda p: jnp.stack(_dual(eqx.combine(unravel(p), static), *args))  # noqa: B023
         moved = p[None] + 1e-5 * np.concatenate([np.eye(p.size), -np.eye(p.size)])
-        up, down = np.split(np.asarray(jax.jit(jax.vmap(fn))(moved)), 2)
+        all_of = lambda p, moved, fn=fn: (
+            jax.jacfwd(fn)(p),
+            jax.jacrev(fn)(p),
+            jax.vmap(fn)(moved),
+        )
+        forward, reverse, values = run_once(all_of, p, moved)
+        np.testing.assert_allclose(forward, reverse, rtol=1e-10)
+        up, down = np.split(np.asarray(values), 2)
         want = np.moveaxis((up - down) / 2e-5, 0, -1)
         np.testing.assert_allclose(forward, want, atol=1e-8)
 
@@ -209,25 +229,6 @@ def test_parameters():
 #
 # Special arguments
 #
-
-
-@_all
-def test_zero_variance(name):
-    layer, f, derivative = _quadrature[name]
-    q1, q2 = np.asarray([[0.0, 0.0, 2.0, 1.0], [0.0, 2.0, 0.0, 1.0]])
-    value, ntk = _dual(layer, q1, 0 * q1, q2)
-    # A kink counts as the mean of its slopes.
-    origin = np.asarray([-1e-100, 1e-100])
-
-    def mean(f, q):
-        if q == 0:
-            return np.mean(f(origin))
-        x, w = _nodes([np.asarray(x / np.sqrt(q)) for x in _kinks.get(name, (0.0,))])
-        return np.sum(w * f(np.sqrt(q) * x))
-
-    for got, fn in ((value, f), (ntk, derivative)):
-        want = [mean(fn, a) * mean(fn, b) for a, b in zip(q1, q2, strict=True)]
-        np.testing.assert_allclose(got, want, atol=1e-12)
 
 
 def test_derivatives_at_zero_variance():
@@ -273,9 +274,9 @@ def test_many_inputs(name):
     q = np.repeat([0.0, 1e-4, 0.5, 2.0, 100.0], 6)
     c = np.array(jr.uniform(jr.key(0), (30, 30), minval=-1, maxval=1))
     np.fill_diagonal(c, 1)
+    rows = jax.jit(jax.vmap(jax.vmap(_dual, (None, None, 0, 0)), (None, 0, 0, None)))
     for factor in (0.9, 1):  # Without and with some that series do not serve.
         k = factor * c * np.sqrt(q[:, None] * q)
-        rows = jax.jit(jax.vmap(jax.vmap(_dual, (None, None, 0, 0)), (None, 0, 0, None)))
         flat = [np.broadcast_to(a, k.shape).ravel() for a in (q[:, None], k, q)]
         for got, want in zip(rows(layer, q, k, q), _dual(layer, *flat), strict=True):
             np.testing.assert_allclose(got.ravel(), want, rtol=1e-9, atol=1e-10)
@@ -300,7 +301,8 @@ def test_derivatives_of_equal_variances():
     other = lambda layer, q: layer.dual(q + 0 * c, q * c, q + 0 * c)
     derivative = lambda f, args: jax.jacrev(lambda args: f(*args))(args)
     for layer in (inn.Elu(1.7), inn.HardTanh()):
-        got, want = (eqx.filter_jit(derivative)(f, (layer, q)) for f in (one, other))
+        both = lambda *args: [derivative(f, args) for f in (one, other)]
+        got, want = run_once(both, layer, q)
         for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(g, w, atol=1e-9)
 
