@@ -36,15 +36,18 @@ def _novel():
         seen |= features
 
 
-# Of other sizes, degrees and depths than cases before them: all run in float64.
+def _but_slow(slow):
+    """All cases, some of which only `pytest -m slow` runs."""
+    marks = lambda name: [pytest.mark.slow] if name in slow else []
+    each = [pytest.param(name, marks=marks(name), id=name) for name in _cases]
+    return pytest.mark.parametrize("name", each)
+
+
+# Of other sizes, degrees and depths than cases before them. In float64 all run.
 _others = set(_cases) - set(_novel())
-_each = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in _others), id=name)
-        for name in _cases
-    ],
-)
+_without_positions = {
+    name for name, case in _cases.items() if _arrays[case["inputs"]["x1"]].ndim == 2
+}
 
 # The angle between coincident activations is known to the square root of rounding, and
 # one such entry is in the diagonal of `k(x1, x1)`. Elsewhere closed forms are exact, and
@@ -134,7 +137,7 @@ def test_float64(name):
     _check(case, inn.gram(net, x, x, demand=demand), n1, tolerances)
 
 
-@_each
+@_but_slow(_others)
 def test_float32(name):
     case = _cases[name]
     x, n1 = _inputs(case, _x32)
@@ -143,7 +146,7 @@ def test_float32(name):
     _check(case, gram, n1, {"12": 1e-5, "11": max(1e-5, case["tolerance"])})
 
 
-@_each
+@_but_slow(_others | _without_positions)
 def test_everything_at_once(name):
     """Compiled as one program, in which all pairs of positions are carried along."""
     case = _cases[name]
