@@ -62,7 +62,7 @@ def test_stored_values(name):
     options = case.get("options", {})
     rate, momentum = options.get("learning_rate", 1.0), options.get("momentum")
     loss = _Loss(jnp.asarray(float(case["loss"] == "cross_entropy")))
-    optimiser = GradientDescent(rate) if momentum is None else HeavyBall(momentum, rate)
+    optimiser = GradientDescent(rate) if momentum is None else HeavyBall(rate, momentum)
     flow = loss_flow(inputs["k_dd"], inputs["y_train"], loss, optimiser=optimiser)
     t = _stored_times
     controller = _exactly(t)
@@ -198,19 +198,19 @@ def _descend(rate, momentum, steps, *, nesterov=False):
 _descents = {
     "gradient": (GradientDescent, lambda rate: lambda k: 0.0, 1, False),
     "heavy ball": (
-        lambda rate: HeavyBall(1 - rate**0.5, rate),
+        lambda rate: HeavyBall(rate, momentum=1 - rate**0.5),
         lambda rate: lambda k: 1 - rate**0.5,
         0.5,
         False,
     ),
     "nesterov": (
-        lambda rate: Nesterov(1 - rate**0.5, rate),
+        lambda rate: Nesterov(rate, momentum=1 - rate**0.5),
         lambda rate: lambda k: 1 - rate**0.5,
         0.5,
         True,
     ),
     "increasing": (
-        lambda rate: Nesterov(learning_rate=rate),
+        Nesterov,
         lambda rate: lambda k: (k - 1) / (k + 2),
         0.5,
         True,
@@ -260,7 +260,7 @@ def test_momentum_of_optax():
         _k,
         _labels,
         softmax_cross_entropy,
-        optimiser=HeavyBall(0.97, schedule),  # pyright: ignore
+        optimiser=HeavyBall(schedule, momentum=0.97),  # pyright: ignore
     )
     out = flow.solve(steps).train
     np.testing.assert_allclose(out, features @ w, atol=0.05 * np.abs(out).max())
@@ -360,7 +360,8 @@ def test_losses_train_ensembles(getkey):
 #
 
 
-_flow = loss_flow(_k, _labels, softmax_cross_entropy, optimiser=HeavyBall(0.9, 0.5))
+_sgd = HeavyBall(0.5, momentum=0.9)
+_flow = loss_flow(_k, _labels, softmax_cross_entropy, optimiser=_sgd)
 _t = jnp.array([0.0, 10.0, 100.0, 1000.0])
 
 
@@ -471,7 +472,7 @@ def test_float32():
 
 def _run(x, x_test, y, f_0, rate, momentum, decay, t, solver=None, adjoint=None):
     """Of a kernel with repeated eigenvalues, zero among them, if `x` is so."""
-    optimiser = HeavyBall(momentum, rate)
+    optimiser = HeavyBall(rate, momentum)
     flow = loss_flow(
         x @ x.T, y, half_mse, optimiser=optimiser, weight_decay=decay, diag_reg=0.0
     )
@@ -602,8 +603,8 @@ _bad = {
     "`diag_reg`": lambda: _make(diag_reg=-1.0),
     "`learning_rate` must be pos": lambda: GradientDescent(0.0),
     "`learning_rate` must be a s": lambda: GradientDescent(jnp.ones(2)),
-    "`momentum` must be at least": lambda: HeavyBall(1.0),
-    "`momentum` .* but it is -1": lambda: Nesterov(-1.0),
+    "`momentum` must be at least": lambda: HeavyBall(0.1, momentum=1.0),
+    "`momentum` .* but it is -1": lambda: Nesterov(0.1, momentum=-1.0),
     "`delta` must be positive": lambda: huber(-1.0),
     "`target` must be a scalar": lambda: inn.loss_below(jnp.ones(2)),
     "`t` must not be negative or NaN, but it is -1": lambda: _flow.solve(-1.0),

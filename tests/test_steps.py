@@ -26,8 +26,9 @@ def _joint(key, n=5, n_test=3, rank=8):
 
 _optimisers = {
     "plain": (inn.GradientDescent(0.7), optax.sgd(0.7)),
-    "heavy ball": (inn.HeavyBall(0.9, 0.3), optax.sgd(0.3, momentum=0.9)),
-    "nesterov": (inn.Nesterov(0.8, 0.3), optax.sgd(0.3, momentum=0.8, nesterov=True)),
+    "heavy ball": (inn.HeavyBall(0.3, momentum=0.9), optax.sgd(0.3, momentum=0.9)),
+    # In the order of Optax.
+    "nesterov": (inn.Nesterov(0.3, 0.8), optax.sgd(0.3, 0.8, nesterov=True)),
 }
 
 
@@ -75,7 +76,7 @@ def test_many_steps_of_little_learning(getkey):
     # Nothing is lost in 10^9 steps.
     k_dd, k_td, _ = _joint(getkey())
     flow = inn.gradient_flow(k_dd, jr.normal(getkey(), (5,)))
-    for ours in (inn.GradientDescent(1e-8), inn.HeavyBall(0.5, 0.5e-8)):
+    for ours in (inn.GradientDescent(1e-8), inn.HeavyBall(0.5e-8, momentum=0.5)):
         out = flow.test(Steps(1_000_000_000, ours), k_td)
         np.testing.assert_allclose(out, flow.test(10.0, k_td), rtol=1e-6)
 
@@ -85,8 +86,8 @@ def test_steps_approach_the_flow_at_first_order(getkey):
     flow, t, m = inn.gradient_flow(k_dd, jr.normal(getkey(), (5,))), 20.0, 0.6
     for make in (
         inn.GradientDescent,
-        lambda rate: inn.HeavyBall(m, (1 - m) * rate),
-        lambda rate: inn.Nesterov(m, (1 - m) * rate),
+        lambda rate: inn.HeavyBall((1 - m) * rate, m),
+        lambda rate: inn.Nesterov((1 - m) * rate, m),
     ):
         errors = [
             np.abs(flow.test(Steps(n, make(t / n)), k_td) - flow.test(t, k_td)).max()
@@ -124,7 +125,7 @@ def _grams(key):
     return (*(inn.Gram(*pair) for pair in zip(nngp[:2], ntk[:2], strict=True)), nngp[2])
 
 
-@pytest.mark.parametrize("t", [Steps([3, 40], inn.HeavyBall(0.5, 0.4)), jnp.ones(2)])
+@pytest.mark.parametrize("t", [Steps([3, 40], inn.HeavyBall(0.4, 0.5)), jnp.ones(2)])
 @pytest.mark.parametrize("trained", [inn.AllLayers(), inn.LastLayer()])
 def test_ensemble_is_the_average_of_flows(t, trained, getkey):
     # From each direction of the prior, by linearity; with weight decay.
@@ -175,7 +176,7 @@ def test_gradients(make, getkey):
     def run(h, m, rate, decay):
         z = x + h * jnp.concatenate([direction, direction])
         ensemble = inn.infinite_ensemble(inn.Gram(z @ z.T, z @ z.T), y, weight_decay=decay)
-        k_td, t = x_test @ z.T, Steps([2, 30], make(m, rate))
+        k_td, t = x_test @ z.T, Steps([2, 30], make(rate, m))
         p = ensemble.predict(t, inn.Gram(k_td, k_td), x_test @ x_test.T)
         return p.mean, p.covariance, ensemble.predict_train(t).covariance
 
@@ -204,7 +205,7 @@ _bad = {
     "`steps` must be whole numbers.*float": lambda: Steps(0.5, _sgd),
     "`steps` must be from 0": lambda: Steps([-1, 2], _sgd),
     "`optimiser` must be `GradientDescent`.*constant momentum": lambda: Steps(
-        1, inn.Nesterov(learning_rate=0.1)
+        1, inn.Nesterov(0.1)
     ),
     "constant `learning_rate`": lambda: Steps(1, inn.GradientDescent(lambda t: 1.0)),
     "diverges.*max_learning_rate": lambda: inn.gradient_flow(_k_dd, _k_dd[0]).train(
@@ -231,5 +232,5 @@ def test_largest_learning_rate_with_weight_decay(getkey):
     flow = inn.gradient_flow(k, y, weight_decay=0.3)
     end = flow.train()
     for factor, converges in ((0.99, True), (1.01, False)):
-        out = flow.train(Steps(5000, inn.HeavyBall(0.8, factor * largest)))
+        out = flow.train(Steps(5000, inn.HeavyBall(factor * largest, momentum=0.8)))
         assert bool(jnp.max(jnp.abs(out - end)) < 1e-6) == converges

@@ -137,14 +137,12 @@ class HeavyBall(AbstractOptimiser):
 
     **Arguments:**
 
-    - `momentum`: $m$, the share of the last step in the next one.
     - `learning_rate`: $\eta$, or a function of the time in steps.
+    - `momentum`: $m$, the share of the last step in the next one.
     """
 
+    learning_rate: Array | np.ndarray | Schedule = eqx.field(converter=_to_rate)
     momentum: Array | np.ndarray = eqx.field(converter=_to_momentum)
-    learning_rate: Array | np.ndarray | Schedule = eqx.field(
-        default=1.0, converter=_to_rate
-    )
 
     def init(self, z):
         return jnp.zeros_like(z)
@@ -187,15 +185,13 @@ class Nesterov(AbstractOptimiser):
 
     **Arguments:**
 
-    - `momentum`: $m$; or `None` for one that increases with time.
     - `learning_rate`: $\eta$, or a function of the time in steps.
+    - `momentum`: $m$; or `None` for one that increases with time.
     """
 
+    learning_rate: Array | np.ndarray | Schedule = eqx.field(converter=_to_rate)
     momentum: Array | np.ndarray | None = eqx.field(
         default=None, converter=_to_optional_momentum
-    )
-    learning_rate: Array | np.ndarray | Schedule = eqx.field(
-        default=1.0, converter=_to_rate
     )
 
     def init(self, z):
