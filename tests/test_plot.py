@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import infinitenet as inn
+from infinitenet.plot._style import to_array
 
 
 plot = inn.plot
@@ -252,6 +253,15 @@ def test_trace(ax):
     _drawn(ax)
 
 
+def test_trace_of_fit(ax):
+    # Its objective is to rise.
+    values = np.array([1.0, 3.0, 2.0])
+    fit = inn.Fit(inn.Identity(), jnp.ones(()), values, {}, 1, inn.FitStatus.STOPPED)
+    plot.trace(fit, ax=ax)
+    np.testing.assert_array_equal(_line(ax, "highest so far").get_ydata(), [1, 3, 3])
+    assert ax.get_ylabel() == "objective"
+
+
 #
 # Predictions
 #
@@ -282,6 +292,31 @@ def test_predictive_of_mean(ax):
     p = inn.Prediction(jnp.arange(4.0), None)
     plot.predictive(jnp.arange(4.0)[:, None], p, ax=ax)
     assert _legend(ax) == ["mean"] and not ax.collections
+
+
+def test_bands_of_variances(ax):
+    # That of the whole covariance, if only its diagonal is known.
+    p, t, x = _prediction(), np.arange(5.0), np.arange(4.0)
+    variances = inn.Prediction(p.mean, None, None, p.variance)
+    bands = []
+    for each in (p, variances):
+        plot.training(t, each, ax=ax)
+        bands.append(ax.collections[0].get_paths()[0].vertices)
+        ax.clear()
+        one = jax.tree.map(lambda x: x[0], each)
+        plot.predictive(x, one, ax=ax)
+        bands.append(ax.collections[0].get_paths()[0].vertices)
+        ax.clear()
+    np.testing.assert_array_equal(bands[0], bands[2])
+    np.testing.assert_array_equal(bands[1], bands[3])
+
+
+def test_calibration_curve(ax):
+    p = jnp.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]])
+    labels = jnp.array([0, 1, 1])
+    plot.calibration(inn.calibration_curve(p, labels, 10), ax=ax)
+    error = inn.expected_calibration_error(p, labels, 10)
+    assert f"expected calibration error {error:.3f}" in _legend(ax)
 
 
 def test_calibration(ax):
@@ -331,10 +366,16 @@ def _bad_arguments():
     _, c = _comparison(y=False)
     members, zeros = np.ones((3, 2)), inn.diagnose(np.zeros((2, 2)))
     limits = inn.phase_diagram(inn.Erf(), np.array([1.0, 2.0]), np.array([0.1, 0.2]))
-    one = _at(p, 0)
+    one, w = _at(p, 0), jnp.asarray(v)
+    gram = inn.Gram(jnp.eye(3), jnp.eye(3))
+    curve = inn.CalibrationCurve(w, w, jnp.arange(3), w)
     return [
         ("`k` must have shape", lambda: plot.kernel(k[:2])),
         ("`k` must have shape", lambda: plot.kernel(v)),
+        (
+            "is a Gram.*`.nngp`, `.ntk`",
+            lambda: to_array("k", gram, 2, "(n, n)"),
+        ),
         ("`order` must have shape", lambda: plot.kernel(k, v[:2])),
         ("kernel of zeros", lambda: plot.spectrum(zeros)),
         ("`predicted` must have", lambda: plot.learning_curve(v, v[:2])),
@@ -359,6 +400,8 @@ def _bad_arguments():
         ("both of `x_train`", lambda: plot.predictive(np.arange(4.0), one, v)),
         ("`accuracy` must have", lambda: plot.calibration(v / 4, v[:2], v)),
         ("from 0 to 1", lambda: plot.calibration(v, v / 4, v)),
+        ("as a `CalibrationCurve`", lambda: plot.calibration(v / 4)),
+        ("its own", lambda: plot.calibration(curve, v / 4)),
         ("all bins are empty", lambda: plot.calibration(v / 4, v / 4, 0 * v)),
         ("`quantity` must be", lambda: plot.phases(v, v, limits, "q_star")),
         ("`limits` must be", lambda: plot.phases(v, v, limits)),

@@ -3,6 +3,7 @@
 import numpy as np
 from jax.typing import ArrayLike
 
+from .._inference.calibration import CalibrationCurve
 from .._inference.solution import Prediction
 from ._style import (
     Axes,
@@ -34,7 +35,7 @@ def predictive(
     **Arguments:**
 
     - `x`: test inputs, shape `(n_test,)` or `(n_test, 1)`, in any order.
-    - `prediction`: at these, at a single time. Without covariance there is no band.
+    - `prediction`: at these, at a single time. If it has a mean only, there is no band.
     - `x_train`, `y_train`: the training data, shapes `(n,)` or `(n, 1)`, and
         `(n, *outputs)`.
     - `samples`: functions to draw too: of [`infinitenet.Prediction.sample`][], of shape
@@ -52,7 +53,7 @@ def predictive(
     order = np.argsort(x)
     x, mean = x[order], _column("prediction.mean", prediction.mean, len(x), output)[order]
     std = None
-    if prediction.covariance is not None:
+    if prediction.covariance is not None or prediction.diagonal is not None:
         std = to_vector("prediction.std", prediction.std, len(x))
     if (x_train is None) != (y_train is None):
         raise ValueError("Give both of `x_train` and `y_train`, or neither.")
@@ -105,9 +106,9 @@ def _column(name: str, f: ArrayLike, n: int, output: int) -> np.ndarray:
 
 
 def calibration(
-    confidence: ArrayLike,
-    accuracy: ArrayLike,
-    count: ArrayLike,
+    confidence: ArrayLike | CalibrationCurve,
+    accuracy: ArrayLike | None = None,
+    count: ArrayLike | None = None,
     *,
     ax: Axes | None = None,
 ) -> Axes:
@@ -123,7 +124,8 @@ def calibration(
 
     **Arguments:**
 
-    - `confidence`: the mean confidence in each bin, from 0 to 1, shape `(bins,)`.
+    - `confidence`: a [`infinitenet.CalibrationCurve`][], and nothing else; or the mean
+        confidence in each bin, from 0 to 1, shape `(bins,)`.
     - `accuracy`: the share of right predictions, likewise.
     - `count`: the number of predictions in each bin.
     - `ax`: Matplotlib axes to draw on; `None` for a new figure.
@@ -131,9 +133,29 @@ def calibration(
     **Returns:** the axes. The legend has the expected calibration error, the mean distance
         from the diagonal over all predictions.
 
-    **Raises:** `ValueError` if shapes differ, if there are no predictions, or if a share
-        is not from 0 to 1.
+    **Raises:** `ValueError` if shapes differ, if there are no predictions, if a share
+        is not from 0 to 1, or if some arguments are missing.
     """
+    if isinstance(confidence, CalibrationCurve):
+        if accuracy is not None or count is not None:
+            raise ValueError("A `CalibrationCurve` has its own `accuracy` and `count`.")
+        curve = confidence
+        confidence, accuracy, count = curve.confidence, curve.accuracy, curve.count
+    if accuracy is None or count is None:
+        raise ValueError(
+            "Give `confidence`, `accuracy` and `count`, or all of them as a "
+            "`CalibrationCurve`."
+        )
+    bins = _to_bins(confidence, accuracy, count)
+    ax = to_axes(ax)
+    _reliability(*bins, ax)
+    return ax
+
+
+def _to_bins(
+    confidence: ArrayLike, accuracy: ArrayLike, count: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of bins which are not empty."""
     confidence = to_vector("confidence", confidence)
     accuracy = to_vector("accuracy", accuracy, len(confidence))
     count = to_vector("count", count, len(confidence))
@@ -146,7 +168,12 @@ def calibration(
             raise ValueError(
                 f"`{name}` must be from 0 to 1 in all bins that are not empty."
             )
-    ax = to_axes(ax)
+    return confidence, accuracy, count
+
+
+def _reliability(
+    confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray, ax: Axes
+) -> None:
     ax.plot([0, 1], [0, 1], color=GREY, lw=1.2, ls=DASHED, label="calibrated")
     gap = np.sum(count * np.abs(accuracy - confidence)) / np.sum(count)
     # With a prior observation of each kind, as a bin of one has no spread of its own.
@@ -163,4 +190,3 @@ def calibration(
     ax.set(xlabel="confidence", ylabel="accuracy (share that is right)")
     ax.legend(frameon=False, loc="upper left", fontsize="small")
     tidy(ax)
-    return ax

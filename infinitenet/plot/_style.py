@@ -2,6 +2,8 @@
 
 from typing import Any, TYPE_CHECKING
 
+import equinox as eqx
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -33,11 +35,21 @@ def to_axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(5.2, 3.9), layout="constrained")[1]
 
 
-def to_array(name: str, x: ArrayLike, ndim: int, shape: str) -> np.ndarray:
+def to_array(name: str, x: Any, ndim: int, shape: str) -> np.ndarray:
     """A NumPy array of so many axes.
 
     **Raises:** `ValueError` if it is of others, or if there is no number in it.
     """
+    if isinstance(x, eqx.Module):
+        arrays = [
+            name
+            for name, each in vars(x).items()
+            if isinstance(each, jax.Array | np.ndarray)
+        ]
+        advice = f"Give one of its arrays: `.{'`, `.'.join(arrays)}`." if arrays else ""
+        raise ValueError(
+            f"`{name}` must be an array, but it is a {type(x).__name__}. {advice}".rstrip()
+        )
     if is_traced(x):
         raise ValueError(f"`{name}` is not known under `jax.jit`: plot outside of it.")
     out = np.asarray(x)

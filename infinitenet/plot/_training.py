@@ -6,6 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._comparison import Comparison
+from .._inference.fit import Fit
 from .._inference.solution import Prediction
 from ._style import (
     Axes,
@@ -55,7 +56,7 @@ def training(
     """Outputs of infinitely wide networks in the course of training.
 
     For each of some outputs, the mean over initialisations, and a band of two standard
-    deviations around it. Without covariance, the mean alone.
+    deviations around it. Of a prediction that has a mean only, that alone.
 
     **Arguments:**
 
@@ -85,7 +86,7 @@ def training(
         )
     ax = to_axes(ax)
     std = None
-    if prediction.covariance is not None:
+    if prediction.covariance is not None or prediction.diagonal is not None:
         std = np.repeat(np.asarray(prediction.std), mean.shape[1] // shape[0], axis=1)
     for i, j in enumerate(chosen):
         ax.plot(t, mean[:, j], color=colour(i), lw=1.8, label=f"output {j}")
@@ -287,18 +288,21 @@ def comparison(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
 
 
 def trace(
-    values: ArrayLike,
+    values: ArrayLike | Fit,
     *,
     name: str = "objective",
     log: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """An objective against the steps of its optimisation, with its lowest value so far.
+    """An objective against the steps of its optimisation, with its best value so far.
+
+    That is the highest of a [`infinitenet.Fit`][], whose objective is to rise, and the
+    lowest of an array, such as losses.
 
     **Arguments:**
 
-    - `values`: shape `(steps,)`: of a fit of hyperparameters, for example. Those which
-        are not finite are marked at the lower edge.
+    - `values`: what [`infinitenet.fit`][] returned; or what is to fall, shape `(steps,)`.
+        Values which are not finite are marked at the lower edge.
     - `name`: of the objective, with its units.
     - `log`: a logarithmic scale, for positive values.
     - `ax`: Matplotlib axes to draw on; `None` for a new figure.
@@ -308,7 +312,8 @@ def trace(
     **Raises:** `ValueError` if `values` is no vector, or if `log` and some are not
         positive.
     """
-    values = to_vector("values", values)
+    is_fit = isinstance(values, Fit)
+    values = to_vector("values", values.objective if is_fit else values)
     finite = np.isfinite(values)
     if log and np.any(values[finite] <= 0):
         raise ValueError(
@@ -316,7 +321,8 @@ def trace(
         )
     ax = to_axes(ax)
     steps = np.arange(len(values))
-    best = np.minimum.accumulate(np.where(finite, values, np.inf))
+    best = np.maximum.accumulate if is_fit else np.minimum.accumulate
+    best = best(np.where(finite, values, -np.inf if is_fit else np.inf))
     ax.plot(steps, np.where(finite, values, np.nan), color=BLUE, lw=1.6, label="each step")
     ax.plot(
         steps,
@@ -324,7 +330,7 @@ def trace(
         color=ORANGE,
         lw=1.2,
         ls=DASHED,
-        label="lowest so far",
+        label="highest so far" if is_fit else "lowest so far",
     )
     if not np.all(finite):
         _mark(ax, steps[~finite], "not finite")
