@@ -301,7 +301,9 @@ def check_times(t: ArrayLike | None, dtype: np.dtype) -> Float[Array, "*times"]:
     return check_not_negative("t", t, dtype, remedy)
 
 
-def check_diag_reg(diag_reg: ArrayLike, n: int, dtype: np.dtype) -> Float[Array, "..."]:
+def check_diag_reg(
+    diag_reg: ArrayLike, n: int, dtype: np.dtype, name: str = "diag_reg"
+) -> Float[Array, "..."]:
     """A finite number of at least zero, or one for each of `n` examples.
 
     **Raises:** `ValueError` if it is not so.
@@ -309,11 +311,11 @@ def check_diag_reg(diag_reg: ArrayLike, n: int, dtype: np.dtype) -> Float[Array,
     remedy = "It is added to the kernel's diagonal, as the variance of noise would be."
     if jnp.shape(diag_reg) not in ((), (n,)):
         raise ValueError(
-            f"`diag_reg` must be a scalar, or of shape ({n},) with a number for each "
+            f"`{name}` must be a scalar, or of shape ({n},) with a number for each "
             f"example, but it has shape {jnp.shape(diag_reg)}. {remedy}"
         )
-    out = check_not_negative("diag_reg", diag_reg, dtype, remedy)
-    return check_finite("diag_reg", out, remedy)
+    out = check_not_negative(name, diag_reg, dtype, remedy)
+    return check_finite(name, out, remedy)
 
 
 # Above this many examples all eigenvalues take minutes, where a few factors take seconds.
@@ -350,6 +352,11 @@ def indefinite(name: str, k: Array | None, reason: str) -> str:
     )
     if k is None or len(k) > _MANY:
         return f"`{name}`: {reason} {advice}" + ("" if k is None else _mending(k))
+    if not jnp.any(k):
+        return (
+            f"`{name}`: {reason} Its eigenvalues are zero: give `diag_reg`, with "
+            "`absolute=True`."
+        )
     eigenvalues = jnp.linalg.eigvalsh(k)
     low, high = float(eigenvalues[0]), float(eigenvalues[-1])
     mean = float(jnp.mean(jnp.diagonal(k)))

@@ -137,7 +137,7 @@ def test_extend(noise, getkey):
     cut = (lambda x, a, b: x[a:b] if jnp.ndim(x) else x) if new is not None else None
     for a, b in ((6, 7), (7, 9)):
         added = None if cut is None else cut(new, a - 6, b - 6)
-        out = out.extend(k[a:b, :a], k[a:b, a:b], y[a:b], diag_reg=added)
+        out = out.extend(k[a:b, :a], k[a:b, a:b], y[a:b], noise=added)
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
     jax.tree.map(
         same, (out.y_train, out.factor, out.weights), (y, want.factor, want.weights)
@@ -281,7 +281,7 @@ _bad = {
         condition(_k_dd, _y).predict(_k_td, jnp.ones(4)).sample(jr.key(0), 1)
     ),
     "`diag_reg` must be a scalar, or": lambda: condition(_k_dd, _y, diag_reg=_y[:2]),
-    "`diag_reg` differs between": lambda: condition(_k_dd, _y, diag_reg=_y).extend(
+    "`noise` differs between": lambda: condition(_k_dd, _y, diag_reg=_y).extend(
         _k_td, _k_tt, _y[:4]
     ),
     "`k_new_new`: it is not positive definite": lambda: condition(_k_dd, _y).extend(

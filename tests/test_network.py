@@ -83,6 +83,8 @@ def test_gram_diagonal(demand):
 
 
 def test_errors():
+    with pytest.raises(ValueError, match="`x_train`"):
+        inn.network_posterior(_net, _x[:, 0], _y)
     with pytest.raises(ValueError, match="`y_train` must have shape"):
         inn.network_posterior(_net, _x_train, _y[:3])
     with pytest.raises(ValueError, match=r"positive definite.*`diag_reg`"):

@@ -15,6 +15,7 @@ from jax.test_util import check_grads
 
 import infinitenet as inn
 from infinitenet import Steps
+from infinitenet._inference.infinite_ensemble import check_trained
 
 
 def _joint(key, n=5, n_test=3, rank=8):
@@ -184,6 +185,29 @@ def test_gradients(make, getkey):
     check_grads(run, tuple(map(jnp.array, args)), order=1, rtol=1e-6, atol=1e-6)
 
 
+def test_rounding_does_not_grow_with_time(getkey):
+    # In float32 the near duplicates have eigenvalues which cannot be told from zero, and
+    # the errors of the kernel of the test inputs are larger than their share.
+    x, x_test = jr.normal(getkey(), (5, 3)), jr.normal(getkey(), (4, 3))
+    x = jnp.concatenate([x, x + 1e-4])
+    net = inn.Sequential([inn.Dense(8, 1.5), inn.Relu(), inn.Dense(1, 1.5)])
+    k_dd, k_td = (
+        inn.gram(net, a.astype(jnp.float32), b if b is None else b.astype(jnp.float32)).ntk
+        for a, b in ((x, None), (x_test, x))
+    )
+    y = jr.normal(getkey(), (10,))
+
+    @jax.jit
+    def run(t, c):
+        return inn.gradient_flow(c * k_dd, y).test(t, c * k_td)
+
+    args = lambda t: (jnp.float32(t), jnp.float32(1))
+    late, later = (run(*args(t)) for t in (1e9, 1e20))
+    assert jnp.max(jnp.abs(late)) < 100
+    np.testing.assert_array_equal(later, late)
+    assert jnp.all(jnp.isfinite(jax.jacrev(run, argnums=1)(*args(1e30))))
+
+
 def test_joint_kernels(getkey):
     # Of two outputs that are correlated.
     x = jr.normal(getkey(), (5, 2, 7))
@@ -197,6 +221,11 @@ def test_joint_kernels(getkey):
     np.testing.assert_allclose(out[0], want.train(t).reshape(2, 5, 2), atol=1e-12)
     want = want.test(t, flat[1] @ flat[0].T).reshape(2, 3, 2)
     np.testing.assert_allclose(out[1], want, atol=1e-12)
+    # Noise of each example is that of all of its outputs.
+    noise = jnp.arange(1.0, 6.0)
+    flow = inn.gradient_flow(k, y, diag_reg=noise, absolute=True)
+    change = flow.spectrum.k - flat[0] @ flat[0].T
+    np.testing.assert_allclose(jnp.diagonal(change), jnp.repeat(noise, 2), rtol=1e-9)
 
 
 _k_dd, _k_td, _k_tt = _joint(jr.key(0))
@@ -211,6 +240,16 @@ _bad = {
     "diverges.*max_learning_rate": lambda: inn.gradient_flow(_k_dd, _k_dd[0]).train(
         Steps(1_000_000, inn.GradientDescent(1e3))
     ),
+    "`steps` must be from 0.*4294967301": lambda: Steps(np.array([2**32 + 5]), _sgd),
+    "`momentum` must be below 1.*1.5": lambda: inn.max_learning_rate(_k_dd, momentum=1.5),
+    "`ntk_train_train`: .* eigenvalues": lambda: inn.max_learning_rate(-_k_dd),
+    "`trained` must be .*an instance": lambda: check_trained(inn.LastLayer),
+    r"`k_train_train.ntk` must have shape \(5, 5\)": lambda: inn.infinite_ensemble(
+        inn.Gram(_k_dd, _k_tt), _k_tt[0]
+    ),
+    r"`k_test_train.nngp` must have shape \(2, 5\)": lambda: inn.infinite_ensemble(
+        inn.Gram(_k_dd, _k_dd), _k_dd[0]
+    ).predict(1.0, inn.Gram(_k_td, _k_td[:2]), _k_tt),
     "`weight_decay` must not be neg": lambda: inn.gradient_flow(
         _k_dd, _k_dd[0], weight_decay=-0.1
     ),

@@ -21,6 +21,7 @@ from .._checks import (
     check_not_negative,
     check_shape,
     check_targets,
+    guard,
 )
 from .gp import regularise
 from .joint_kernel import flatten_cross_kernel, flatten_kernel
@@ -101,7 +102,8 @@ class GradientFlow(eqx.Module):
         **Returns:** shape `(*times, n, *outputs)`.
 
         **Raises:** `ValueError` if `t` is negative or NaN, if `f_train_0` has a wrong
-            shape or dtype, or is not finite, and if gradient descent diverges.
+            shape or dtype, or is not finite, and if gradient descent diverges until it
+            overflows.
         """
         f_0 = self._initial(f_train_0, "f_train_0", len(self.y_train))
         return self.at_times(t, _train, f_0)
@@ -152,8 +154,9 @@ class GradientFlow(eqx.Module):
 
 
 _diverged = (
-    "Gradient descent diverges at this learning rate. The largest for which it converges "
-    "is `max_learning_rate(ntk_train_train, y_train.size)`."
+    "Gradient descent diverges at this learning rate. `max_learning_rate`, given the "
+    "momentum and the weight decay, is the largest for which it converges; with Nesterov's "
+    "momentum `m` that is to be divided by `1 + 2 * m`."
 )
 
 
@@ -162,8 +165,12 @@ _diverged = (
 
 @eqx.filter_jit
 def _at_times(flow: GradientFlow, times: Durations, fn: Callable, *args: Any) -> Array:
-    one = lambda s: fn(flow, times.motion, s, *args)
-    out = jax.vmap(one)(times.parameters)
+    parameters = times.parameters
+    if flow.decay is None and times.continuous:
+        finite = jnp.isfinite(parameters)
+        short = jnp.minimum(parameters, flow.spectrum.longest)
+        parameters = jnp.where(finite, short, parameters)
+    out = jax.vmap(lambda s: fn(flow, times.motion, s, *args))(parameters)
     return out.reshape(*times.shape, *out.shape[1:])
 
 
@@ -240,7 +247,8 @@ def gradient_flow(
         of shape `(n,)` for each example.
     - `absolute`: if true, `diag_reg` is in units of the kernel.
 
-    **Returns:** A [`infinitenet.GradientFlow`][].
+    **Returns:** A [`infinitenet.GradientFlow`][]. Derivatives by the kernel are right for
+        repeated eigenvalues too; second derivatives for distinct ones only.
 
     **Raises:** as [`infinitenet.condition`][], except that the kernel may be singular.
         Negative eigenvalues are an error, with a `diag_reg` that would mend it.
@@ -263,6 +271,8 @@ def flow_of(
     y = check_targets("y_train", y_train, n, k.dtype)
     if joint is not None:
         y = check_shape("y_train", y, (n, *joint), f"with the outputs of `{name}`")
+        if jnp.shape(diag_reg) == (n,):
+            diag_reg = jnp.repeat(jnp.asarray(diag_reg), math.prod(joint))
     spectrum = decompose(name, regularise(k, diag_reg, absolute))
     decay = to_decay(weight_decay, k.dtype)
     if decay is not None:
@@ -301,13 +311,13 @@ def max_learning_rate(
     - `ntk_train_train`: the NTK of the training inputs, shape `(n, n)`.
     - `y_size`: the number $N$ of entries of the targets, all outputs included. `None`
         for a single output, so `n`.
-    - `momentum`: $m$, of heavy-ball momentum.
+    - `momentum`: $m$, of heavy-ball momentum. With Nesterov's, divide by $1 + 2 m$.
     - `weight_decay`: $\lambda$, as for [`infinitenet.gradient_flow`][].
 
     **Returns:** a scalar.
 
     **Raises:** `ValueError` if the argument is no kernel, if `y_size` is not a positive
-        multiple of `n`, or if `momentum` is negative.
+        multiple of `n`, or if `momentum` is negative or not below 1.
     """
     k = check_kernel("ntk_train_train", ntk_train_train)
     y_size = len(k) if y_size is None else y_size
@@ -318,7 +328,11 @@ def max_learning_rate(
         )
     remedy = "Without it, it is 0."
     momentum = check_not_negative("momentum", momentum, k.dtype, remedy)
-    largest = jnp.linalg.eigvalsh(k)[-1]
+    below = "`momentum` must be below 1: it is the share of the last step in the next one"
+    momentum = guard(
+        momentum, lambda m: m >= 1, lambda m: f"{below}, but it is {m}.", f"{below}."
+    )
+    largest = decompose("ntk_train_train", k).eigenvalues[-1]
     decay = to_decay(weight_decay, k.dtype)
     if decay is not None:
         largest = largest + y_size * decay

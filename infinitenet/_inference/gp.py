@@ -165,7 +165,7 @@ class Posterior(eqx.Module):
         k_new_new: ArrayLike,
         y_new: ArrayLike,
         *,
-        diag_reg: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
     ) -> "Posterior":
         r"""The posterior given further training examples too.
 
@@ -178,13 +178,13 @@ class Posterior(eqx.Module):
         - `k_new_train`: the kernel between new and previous examples, shape `(m, n)`.
         - `k_new_new`: that of the new examples, shape `(m, m)`.
         - `y_new`: their targets, shape `(m, *outputs)`.
-        - `diag_reg`: what to add to the diagonal of `k_new_new`, in units of the kernel, a
+        - `noise`: what to add to the diagonal of `k_new_new`, in units of the kernel, a
             scalar or of shape `(m,)`. By default as much as was added for the previous
-            examples, if that is the same for all.
+            examples, `noise` of the posterior, if that is the same for all.
 
         **Returns:** A [`infinitenet.Posterior`][].
 
-        **Raises:** `ValueError` as [`infinitenet.condition`][], and if `diag_reg` is to be
+        **Raises:** `ValueError` as [`infinitenet.condition`][], and if `noise` is to be
             given.
         """
         n, dtype = len(self.factor), self.factor.dtype
@@ -194,16 +194,15 @@ class Posterior(eqx.Module):
         y = check_targets("y_new", y_new, len(k_nd), dtype)
         shape = (len(k_nd), *self.y_train.shape[1:])
         y = check_shape("y_new", y, shape, "with the outputs of `y_train`")
-        noise = self._noise_of_new(len(k_nd), diag_reg)
-        return _extend(self, k_nd, k_nn, y, noise)
+        return _extend(self, k_nd, k_nn, y, self._noise_of_new(len(k_nd), noise))
 
-    def _noise_of_new(self, m: int, diag_reg: ArrayLike | None) -> Float[Array, "..."]:
-        if diag_reg is not None:
-            return check_diag_reg(diag_reg, m, self.factor.dtype)
+    def _noise_of_new(self, m: int, noise: ArrayLike | None) -> Float[Array, "..."]:
+        if noise is not None:
+            return check_diag_reg(noise, m, self.factor.dtype, "noise")
         if self.noise.ndim:
             raise ValueError(
-                "`diag_reg` differs between the examples so far, so that of the new ones "
-                "must be given too: a scalar, or one number for each."
+                "`noise` differs between the examples so far, so that of the new ones must "
+                "be given too: a scalar, or one number for each."
             )
         return self.noise
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import (
     check_cross_kernel,
     check_kernel,
+    check_shape,
     check_test_diagonal,
     check_test_kernel,
 )
@@ -72,6 +73,15 @@ class LastLayer(AbstractTrained):
 
 
 _all_layers = AllLayers()
+
+
+def check_trained(trained: object) -> None:
+    """**Raises:** `ValueError` for anything but instances of `AbstractTrained`."""
+    if not isinstance(trained, AbstractTrained):
+        raise ValueError(
+            "`trained` must be `AllLayers()` or `LastLayer()`, an instance, but it is "
+            f"{trained!r}."
+        )
 
 
 class InfiniteEnsemble(eqx.Module):
@@ -140,6 +150,9 @@ class InfiniteEnsemble(eqx.Module):
             return Prediction(mean)
         n, dtype = len(self.nngp_train_train), self.nngp_train_train.dtype
         k_td = check_cross_kernel("k_test_train.nngp", k_test_train.nngp, n, dtype)
+        check_shape(
+            "k_test_train.nngp", k_td, jnp.shape(tangent), "as the other kernel has"
+        )
         only_variances = jnp.ndim(k_test_test) == 1
         check = check_test_diagonal if only_variances else check_test_kernel
         k_tt = check("k_test_test", k_test_test, len(k_td), dtype)
@@ -262,13 +275,16 @@ def infinite_ensemble(
         weights, in units of its mean: a scalar, or of shape `(n,)` for each example.
     - `absolute`: if true, `diag_reg` is in units of the kernel.
 
-    **Returns:** A [`infinitenet.InfiniteEnsemble`][].
+    **Returns:** A [`infinitenet.InfiniteEnsemble`][]. Derivatives by kernels are right for
+        repeated eigenvalues too; second derivatives for distinct ones only.
 
     **Raises:** `ValueError` as [`infinitenet.gradient_flow`][].
     """
     check_gram("k_train_train", k_train_train)
+    check_trained(trained)
     nngp = check_kernel("k_train_train.nngp", k_train_train.nngp)
     name, tangent = trained.tangent_kernel("k_train_train", k_train_train)
     tangent = check_kernel(name, tangent)
+    check_shape(name, tangent, nngp.shape, "as `k_train_train.nngp` has")
     flow = flow_of(name, tangent, y_train, weight_decay, diag_reg, absolute)
     return InfiniteEnsemble(flow, nngp.astype(flow.y_train.dtype), trained)

@@ -3,6 +3,7 @@
 import equinox as eqx
 from jax.typing import ArrayLike
 
+from .._batch import to_batch
 from .._custom_types import Arrays
 from .._gram import gram, gram_diagonal
 from .._layer import AbstractLayer
@@ -12,6 +13,7 @@ from .gp import condition, Posterior
 from .infinite_ensemble import (
     AbstractTrained,
     AllLayers,
+    check_trained,
     infinite_ensemble,
     InfiniteEnsemble,
     LastLayer,
@@ -64,7 +66,7 @@ class NetworkPosterior(eqx.Module):
 
         **Raises:** `ValueError` as [`infinitenet.gram`][].
         """
-        computation = self.computation
+        x_test, computation = to_batch("x_test", x_test), self.computation
         memory, ntk = computation.memory, computation.ntk
         k = gram_diagonal(self.net, x_test, memory=memory, ntk=ntk)
         _, variance = self.trained.tangent_kernel("kernel", k)
@@ -72,6 +74,7 @@ class NetworkPosterior(eqx.Module):
 
     def predict_jointly(self, x_test: Arrays) -> Prediction:
         """As `predict`, with the covariance, which can be sampled from."""
+        x_test = to_batch("x_test", x_test)
         k_test_train = self._kernel(x_test, self.x_train)
         return self.posterior.predict(k_test_train, self._kernel(x_test))
 
@@ -116,6 +119,8 @@ def network_posterior(
 
     **Raises:** `ValueError` as `condition` and `gram`.
     """
+    check_trained(trained)
+    x_train = to_batch("x_train", x_train)
     computation = Computation(not isinstance(trained, LastLayer), memory, progress)
     k = computation.gram(net, x_train)
     _, k = trained.tangent_kernel("kernel", k)
@@ -156,6 +161,7 @@ class NetworkEnsemble(eqx.Module):
         **Raises:** `ValueError` as [`infinitenet.InfiniteEnsemble.predict`][] and
             [`infinitenet.gram`][].
         """
+        x_test = to_batch("x_test", x_test)
         k_test_train = self.computation.gram(self.net, x_test, self.x_train)
         memory = self.computation.memory
         k_test_test = gram_diagonal(self.net, x_test, ntk=False, memory=memory).nngp
@@ -163,6 +169,7 @@ class NetworkEnsemble(eqx.Module):
 
     def predict_jointly(self, t: ArrayLike | Steps | None, x_test: Arrays) -> Prediction:
         """As `predict`, with the covariance, which can be sampled from."""
+        x_test = to_batch("x_test", x_test)
         k_test_train = self.computation.gram(self.net, x_test, self.x_train)
         memory, progress = self.computation.memory, self.computation.progress
         k = gram(self.net, x_test, ntk=False, memory=memory, progress=progress)
@@ -205,6 +212,8 @@ def network_ensemble(
 
     **Raises:** `ValueError` as `infinite_ensemble` and `gram`.
     """
+    check_trained(trained)
+    x_train = to_batch("x_train", x_train)
     computation = Computation(not isinstance(trained, LastLayer), memory, progress)
     ensemble = infinite_ensemble(
         computation.gram(net, x_train),

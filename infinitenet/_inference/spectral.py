@@ -1,6 +1,7 @@
 """Functions of symmetric matrices, with safe derivatives."""
 
 import functools as ft
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -207,6 +208,18 @@ class Spectrum(eqx.Module):
         l, u = self.eigenvalues, self.eigenvectors
         return spectral_apply(self.k, l, u, s, v, fn=fn)
 
+    @property
+    def longest(self) -> Float[Array, ""]:
+        """The time after which all has converged that is told from zero.
+
+        What is not told from zero would move on, but by rounding alone: by time times
+        rounding, whose derivatives grow with the square of time.
+        """
+        unit = unit_rounding(1, self.eigenvalues.dtype)
+        high = jax.lax.stop_gradient(jnp.max(self.eigenvalues))
+        time = -math.log(jnp.finfo(high.dtype).eps) / (unit * jnp.where(high > 0, high, 1))
+        return jnp.where(high > 0, time, jnp.inf)
+
     def null_part(self, v: Float[Array, "n m"]) -> Float[Array, "n m"]:
         """`v` projected to the directions of eigenvalue zero."""
         null = (self.eigenvalues == 0).astype(v.dtype)[:, None]
@@ -226,7 +239,9 @@ class Spectrum(eqx.Module):
         which is no rounding.
         """
         # The rule of the integral has the derivative by time.
-        elapsed = jax.lax.stop_gradient(elapsed)
+        elapsed = jax.lax.stop_gradient(
+            jnp.where(jnp.isfinite(elapsed), jnp.minimum(elapsed, self.longest), elapsed)
+        )
         unit = unit_rounding(len(self.k), share.dtype)
         l = jax.lax.stop_gradient(self.eigenvalues)
         lowest = jnp.min(jnp.where(l > 0, l, jnp.inf))

@@ -17,7 +17,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._checks import check_times, guard
+from .._checks import check_times
+from .._tracing import is_traced
 from .optimisers import GradientDescent, HeavyBall, Nesterov
 from .spectral import dot, INTEGRAL, MOVED, REMAINING, Spectral
 
@@ -39,31 +40,31 @@ class Durations(NamedTuple):
 
     - `shape`: that of the times.
     - `motion`: what happens until then.
-    - `parameters`: those of `motion`, with one axis over all times.
+    - `parameters`: those of `motion`, with one axis over all times. If `continuous`, these
+        are the times.
     """
 
     shape: tuple[int, ...]
     motion: Motion
     parameters: PyTree[Array]
+    continuous: bool
 
 
 def _to_steps(steps: ArrayLike | Sequence[int]) -> Int[Array, "*times"]:
-    dtype = steps.dtype if isinstance(steps, jax.Array) else np.asarray(steps).dtype
-    if not jnp.issubdtype(dtype, jnp.integer):
+    # In NumPy, as JAX has no large integers by default.
+    known = steps if isinstance(steps, jax.Array) else np.asarray(steps)
+    if not jnp.issubdtype(known.dtype, jnp.integer):
         raise ValueError(
-            f"`steps` must be whole numbers, but their dtype is {dtype}. For times of "
-            "gradient flow, give these in place of `Steps`."
+            f"`steps` must be whole numbers, but their dtype is {known.dtype}. For times "
+            "of gradient flow, give these in place of `Steps`."
         )
-    steps = jnp.asarray(steps)
-    return guard(
-        steps,
-        lambda steps: jnp.any((steps < 0) | (steps > 2**_BITS - 1)),
-        lambda steps: (
-            f"`steps` must be from 0 to 2**{_BITS} - 1, but are {steps.min()} to "
-            f"{steps.max()}."
-        ),
-        f"`steps` must be from 0 to 2**{_BITS} - 1.",
-    )
+    text = f"`steps` must be from 0 to 2**{_BITS} - 1"
+    if is_traced(known):
+        return eqx.error_if(known, jnp.any(known < 0), f"{text}.")
+    known = np.asarray(known)
+    if np.any((known < 0) | (known > 2**_BITS - 1)):
+        raise ValueError(f"{text}, but are {known.min()} to {known.max()}.")
+    return jnp.asarray(steps)
 
 
 class Steps(eqx.Module):
@@ -123,13 +124,13 @@ def to_durations(t: ArrayLike | Steps | None, n_entries: int, dtype) -> Duration
     """**Arguments:** times or steps; the number of entries of the targets; the dtype."""
     if not isinstance(t, Steps):
         t = check_times(t, dtype)
-        return Durations(t.shape, _flow, jnp.ravel(t) / n_entries)
+        return Durations(t.shape, _flow, jnp.ravel(t) / n_entries, True)
     steps, optimiser = jnp.ravel(t.steps), t.optimiser
     full = lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), steps.shape)
     size = full(optimiser.rate(jnp.zeros((), dtype)) / n_entries)
     s = _Recursion(steps, size, full(_momentum(optimiser)))
     motion = _ahead if isinstance(optimiser, Nesterov) else _descent
-    return Durations(t.steps.shape, motion, s)
+    return Durations(t.steps.shape, motion, s, False)
 
 
 #
