@@ -19,6 +19,7 @@ from helpers import quick_jit
 
 import infinitenet as inn
 from infinitenet._inference.ascent import loss, Problem
+from infinitenet._inference.fit import _check_numbers, _check_where
 from infinitenet._inference.hyperparameters import select
 from infinitenet._inference.infinite_ensemble import LastLayer
 
@@ -313,6 +314,18 @@ def test_optimisers_agree(optimiser, steps, linear):
     assert abs(out.objective.max() - linear.objective.max()) < 0.05
 
 
+def test_what_was_not_evaluated_is_no_record():
+    # The simplex begins with a step that evaluates nothing, of which the objective is zero.
+    x, y = _data()
+    simplex = optx.NelderMead(1e-3, 1e-3)
+    out = inn.fit(_linear(), x, y, optimiser=simplex, steps=30, progress=False)
+    first = inn.condition(inn.gram(_linear(), x, ntk=False).nngp, y, diag_reg=0.1)
+    value = first.log_marginal_likelihood()
+    np.testing.assert_allclose(out.objective[0], value, rtol=1e-10)
+    np.testing.assert_allclose(out.parameters["diag_reg"][0], 0.1, rtol=1e-10)
+    assert out.best > 0 and out.objective.max() > value + 1
+
+
 def _loo_error(posterior):
     return -jnp.sum(jnp.square(inn.leave_one_out(posterior).mean - posterior.y_train))
 
@@ -420,6 +433,16 @@ _bad = {
     "Remove such examples": {"x_train": jnp.full((12, 2), jnp.nan)},
     "must not keep positions": {"x_train": jnp.ones((12, 3, 2))},
     "nothing to learn": {"net": inn.Identity(), "learn_diag_reg": False},
+    "`objective` must return a scalar.*sum": {
+        "objective": lambda p: inn.leave_one_out(p).mean[:, 0]
+    },
+    "`where` selects None.*0.1": {"where": lambda net: net.layers[2].b_std},
+    "`where` selects 1, .*Widths": {"where": lambda net: net.layers[0].width},
+}
+# Their types are wrong, which the checks of annotations say first.
+_bad_types = {
+    "`key` must be a random key": lambda: _check_numbers.__wrapped__(1, 0.0, 2, 0),
+    "`where` must be a pytree": lambda: _check_where.__wrapped__(_linear(), 0.1),
 }
 
 
@@ -429,6 +452,12 @@ def test_errors(message):
     arguments = {"net": _small(), "x_train": x, "y_train": y, **_bad[message]}
     with pytest.raises(ValueError, match=message):
         inn.fit(**arguments)
+
+
+@pytest.mark.parametrize("message", _bad_types)
+def test_errors_of_types(message):
+    with pytest.raises(ValueError, match=message):
+        _bad_types[message]()
 
 
 def test_error_at_the_start():

@@ -46,7 +46,8 @@ class Record(NamedTuple):
     """What is known of a vector of parameters.
 
     - `z`: the parameters.
-    - `value`: of the objective; minus infinity where there is no posterior.
+    - `value`: of the objective; minus infinity where there is no posterior, and NaN where
+        nothing was evaluated.
     - `diag_reg`: as for `condition`.
     """
 
@@ -117,7 +118,13 @@ class Problem(eqx.Module):
         white = solve_lower(factor, self.y.reshape(len(k), -1))
         weights = solve_upper(factor, white)
         posterior = Posterior(self.y, factor, weights.reshape(self.y.shape), noise)
-        return jnp.where(ok, self.objective(posterior), -jnp.inf), diag_reg
+        value = self.objective(posterior)
+        if jnp.shape(value):
+            raise ValueError(
+                "`objective` must return a scalar, but it returned an array of shape "
+                f"{jnp.shape(value)}. Take the sum, or the mean, of all outputs."
+            )
+        return jnp.where(ok, value, -jnp.inf), diag_reg
 
     def loss(self, z: Float[Array, " parameters"]) -> tuple[Array, tuple[Array, Array]]:
         value, diag_reg = self.evaluate(z)
@@ -154,6 +161,12 @@ def _loss_bwd(grad, grad_out, perturbed, z, problem):
     return grad_out[0] * grad
 
 
+@eqx.filter_jit
+def evaluate(problem: Problem, z: Float[Array, " parameters"]) -> Record:
+    """The record of these parameters."""
+    return Record(z, *loss(z, problem)[1])
+
+
 class AbstractAscent(eqx.Module):
     """An optimiser."""
 
@@ -167,7 +180,8 @@ class AbstractAscent(eqx.Module):
     ) -> tuple[Float[Array, " parameters"], PyTree, Record, Bool[Array, ""]]:
         """The next parameters and state, a record, and whether the optimiser is done.
 
-        The record is about the last parameters of which the objective is known.
+        The record is about the last parameters of which the objective is known; if there
+        are none yet, its value is NaN.
         """
 
 
@@ -204,13 +218,17 @@ class OptimistixAscent(AbstractAscent):
         rest = (problem, {})
         z, state, aux = self.minimiser.step(_loss, z, *rest, state, frozenset())
         done, _ = self.minimiser.terminate(_loss, z, *rest, state, frozenset())
-        return z, state, Record(*aux), done
+        z_of_aux, value, diag_reg, is_known = aux
+        # Zeros, where the step evaluated nothing: that of Nelder and Mead begins so.
+        value = jnp.where(is_known > 0, value, jnp.nan)
+        return z, state, Record(z_of_aux, value, diag_reg), done
 
 
-def _loss(z: Array, problem: Problem) -> tuple[Array, tuple[Array, Array, Array]]:
-    """With the parameters, as what Optimistix returns may be about those before them."""
+def _loss(z: Array, problem: Problem) -> tuple[Array, tuple[Array, ...]]:
+    """With the parameters, as what Optimistix returns may be about those before them, and
+    with a one, as it may be about none."""
     value, aux = loss(z, problem)
-    return value, (z, *aux)
+    return value, (z, *aux, jnp.ones_like(value))
 
 
 Optimiser: TypeAlias = optax.GradientTransformation | optx.AbstractMinimiser

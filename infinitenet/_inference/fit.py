@@ -21,6 +21,7 @@ from .._progress import Progress, reporting
 from .._tracing import is_traced
 from .ascent import (
     AbstractAscent,
+    evaluate,
     Optimiser,
     Problem,
     Record,
@@ -29,7 +30,7 @@ from .ascent import (
 )
 from .gp import condition, Posterior
 from .hyperparameters import select, Where
-from .infinite_ensemble import AbstractTrained, LastLayer
+from .infinite_ensemble import AbstractTrained, check_trained, LastLayer
 
 
 class FitStatus(enum.Enum):
@@ -179,11 +180,13 @@ def fit(
     if is_traced((net, x_train, y_train, diag_reg)):
         raise ValueError(_TRACED)
     _check_numbers(steps, tolerance, starts, key)
+    check_trained(trained)
     ascent = to_ascent(optimiser)
     x = to_batch("x_train", x_train)
     n, dtype = _check_kernel(net, x, trained, memory)
     y = check_targets("y_train", y_train, n, dtype)
     noise = _check_noise(diag_reg, n, dtype, learn_diag_reg, absolute)
+    _check_where(net, where)
     learnt, fixed = select(net, where), None if learn_diag_reg else noise
     problem = Problem(learnt, x, y, fixed, objective, trained, absolute, memory)
     first = _starts(problem.start(noise), starts, key)
@@ -215,6 +218,25 @@ def _check_numbers(
         raise ValueError(f"`tolerance` must not be negative, but it is {tolerance!r}.")
     if starts > 1 and key is None:
         raise ValueError("`key` is needed for several starts: give `jax.random.key(0)`.")
+    if key is not None and not eqx.is_array(key):
+        raise ValueError(
+            f"`key` must be a random key, such as `jax.random.key(0)`, but it is {key!r}."
+        )
+
+
+def _check_where(net: AbstractLayer, where: Where) -> None:
+    """Of what functions select; the rest is up to `select`."""
+    if where is None or isinstance(where, AbstractLayer):
+        return
+    if not callable(where):
+        raise ValueError(f"`where` must be a pytree or a function, but it is {where!r}.")
+    chosen = where(net)
+    for leaf in chosen if isinstance(chosen, list | tuple) else [chosen]:
+        if not isinstance(leaf, eqx.Module | jax.Array | np.ndarray):
+            raise ValueError(
+                f"`where` selects {leaf!r}, which is no floating-point array. Widths are "
+                "not learnt; nor is a `b_std` of `None`: start from one such as 0.1."
+            )
 
 
 def _check_kernel(
@@ -340,7 +362,10 @@ def _ascend(
     try:
         state = ascent.init(problem, z)
         for step in range(steps + 1):
+            old = z
             z, state, record, done = _advance(ascent, problem, z, state)
+            if np.isnan(record.value):
+                record = evaluate(problem, old)
             if not np.isfinite(record.value):
                 return records, FitStatus.DIVERGED
             records.append(jax.device_get(record))
