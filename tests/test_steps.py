@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 
 import infinitenet as inn
 from infinitenet import Steps
-from infinitenet._inference.infinite_ensemble import check_trained
+from infinitenet._inference import infinite_ensemble
 
 
 def _joint(key, n=5, n_test=3, rank=8):
@@ -158,6 +158,14 @@ def test_ensemble_is_the_average_of_flows(t, trained, getkey):
     np.testing.assert_allclose(q.covariance, covariances[0], atol=1e-11)
 
 
+def test_half_of_a_product(getkey):
+    # Large ones are computed block by block.
+    k, a = _joint(getkey(), n=600)[0], jr.normal(getkey(), (4, 600))
+    half = infinite_ensemble._half(a, k)
+    out = half @ a.T + a @ half.T
+    np.testing.assert_allclose(out, a @ k @ a.T, rtol=1e-10, atol=1e-8)
+
+
 def test_variances_form_no_square(getkey):
     k_dd, k_td, _ = _grams(getkey())
     k_td = jax.tree.map(lambda k: jnp.concatenate(3 * [k])[:7], k_td)
@@ -181,8 +189,8 @@ def test_gradients(make, getkey):
         p = ensemble.predict(t, inn.Gram(k_td, k_td), x_test @ x_test.T)
         return p.mean, p.covariance, ensemble.predict_train(t).covariance
 
-    args = (0.0, 0.5, 0.6, 0.1)
-    check_grads(run, tuple(map(jnp.array, args)), order=1, rtol=1e-6, atol=1e-6)
+    args = tuple(map(jnp.array, (0.0, 0.5, 0.6, 0.1)))
+    check_grads(run, args, order=1, rtol=1e-6, atol=1e-6)
 
 
 def test_rounding_does_not_grow_with_time(getkey):
@@ -243,7 +251,9 @@ _bad = {
     "`steps` must be from 0.*4294967301": lambda: Steps(np.array([2**32 + 5]), _sgd),
     "`momentum` must be below 1.*1.5": lambda: inn.max_learning_rate(_k_dd, momentum=1.5),
     "`ntk_train_train`: .* eigenvalues": lambda: inn.max_learning_rate(-_k_dd),
-    "`trained` must be .*an instance": lambda: check_trained(inn.LastLayer),
+    "`trained` must be .*an instance": lambda: infinite_ensemble.check_trained(
+        inn.LastLayer
+    ),
     r"`k_train_train.ntk` must have shape \(5, 5\)": lambda: inn.infinite_ensemble(
         inn.Gram(_k_dd, _k_tt), _k_tt[0]
     ),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
@@ -18,6 +19,7 @@ from .._checks import (
 )
 from .._matrices import check_gram, Gram, GramDiagonal
 from .._tracing import is_traced
+from .cholesky import add_noise
 from .flow import flow_of, GradientFlow
 from .gp import rounding_bound
 from .solution import Prediction
@@ -36,11 +38,12 @@ class AbstractTrained(eqx.Module):
         """
 
     @abc.abstractmethod
-    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
-        """That of the training errors at initialisation, seen from the test inputs.
+    def initial_covariance(self, nngp: Array, flow: GradientFlow) -> Float[Array, "n n"]:
+        """That of the training errors at initialisation, seen from the test inputs."""
 
-        **Arguments:** the NNGP kernel, and the tangent kernel with `diag_reg`.
-        """
+    @abc.abstractmethod
+    def rotated_covariance(self, nngp: Array, flow: GradientFlow) -> Float[Array, "..."]:
+        """The same in the basis of eigenvectors: a matrix, or the diagonal of one."""
 
 
 class AllLayers(AbstractTrained):
@@ -54,8 +57,11 @@ class AllLayers(AbstractTrained):
             )
         return f"{name}.ntk", gram.ntk
 
-    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
+    def initial_covariance(self, nngp: Array, flow: GradientFlow) -> Float[Array, "n n"]:
         return nngp
+
+    def rotated_covariance(self, nngp: Array, flow: GradientFlow) -> Float[Array, "..."]:
+        return _rotate(nngp, flow.spectrum.eigenvectors)
 
 
 class LastLayer(AbstractTrained):
@@ -68,8 +74,13 @@ class LastLayer(AbstractTrained):
     def tangent_kernel(self, name: str, gram: Gram | GramDiagonal) -> tuple[str, ArrayLike]:
         return f"{name}.nngp", gram.nngp
 
-    def initial_covariance(self, nngp: Array, regularised: Array) -> Array:
-        return regularised
+    def initial_covariance(self, nngp: Array, flow: GradientFlow) -> Float[Array, "n n"]:
+        k = flow.spectrum.k
+        return k if flow.decay is None else add_noise(k, -flow.decay)
+
+    def rotated_covariance(self, nngp: Array, flow: GradientFlow) -> Float[Array, "..."]:
+        l = flow.spectrum.eigenvalues
+        return l if flow.decay is None else l - flow.decay
 
 
 _all_layers = AllLayers()
@@ -172,19 +183,17 @@ class InfiniteEnsemble(eqx.Module):
         All of them in the basis of eigenvectors, where each time costs half as much, if
         that is known to be right: eigenvectors have no derivatives.
         """
-        k_dd, spectrum = self._initial_covariance(), self.flow.spectrum
-        known = not is_traced((t, tangent, k_td, k_dd, self.flow))
-        if known and jnp.min(spectrum.eigenvalues) > 0:
-            tangent, k_dd, k_td = _rotate(spectrum.eigenvectors, tangent, k_dd, k_td)
-            return self.flow.at_times(t, _rotated_weights, tangent), k_dd, k_td
-        return self.flow.weights(t, tangent), k_dd, k_td
-
-    def _initial_covariance(self) -> Float[Array, "n n"]:
-        regularised, decay = self.flow.spectrum.k, self.flow.decay
-        if decay is not None:
-            index = jnp.arange(len(regularised))
-            regularised = regularised.at[index, index].add(-decay)
-        return self.trained.initial_covariance(self.nngp_train_train, regularised)
+        flow, nngp = self.flow, self.nngp_train_train
+        known = not is_traced((t, tangent, k_td, nngp, flow))
+        if known and jnp.min(flow.spectrum.eigenvalues) > 0:
+            k_dd, u = (
+                self.trained.rotated_covariance(nngp, flow),
+                flow.spectrum.eigenvectors,
+            )
+            tangent, k_td = dot(tangent, u), dot(k_td, u)
+            return flow.at_times(t, _rotated_weights, tangent), k_dd, k_td
+        k_dd = self.trained.initial_covariance(nngp, flow)
+        return flow.weights(t, tangent), k_dd, k_td
 
 
 def _train_covariance(flow: GradientFlow, motion: Motion, s: PyTree, k: Array) -> Array:
@@ -193,14 +202,9 @@ def _train_covariance(flow: GradientFlow, motion: Motion, s: PyTree, k: Array) -
 
 
 @jax.jit
-def _rotate(
-    u: Float[Array, "n n"],
-    tangent: Float[Array, "n_test n"],
-    k_dd: Float[Array, "n n"],
-    k_td: Float[Array, "n_test n"],
-) -> tuple[Array, Array, Array]:
-    k_dd = dot(u.T, dot(k_dd, u))
-    return dot(tangent, u), (k_dd + k_dd.T) / 2, dot(k_td, u)
+def _rotate(k: Float[Array, "n n"], u: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    k = dot(u.T, dot(k, u))
+    return (k + k.T) / 2
 
 
 def _rotated_weights(flow: GradientFlow, motion: Motion, s: PyTree, k: Array) -> Array:
@@ -213,34 +217,58 @@ def _spread(
 ) -> tuple[Array, Float[Array, "*times"]]:
     """Covariances or variances at all times, and bounds on their rounding."""
     times = a.shape[:-2]
-    spread, bound = jax.vmap(lambda a: fn(a, *kernels))(a.reshape(-1, *a.shape[-2:]))
+    # One after the other: what belongs to one time stays in the cache.
+    spread, bound = lax.map(lambda a: fn(a, *kernels), a.reshape(-1, *a.shape[-2:]))
     return spread.reshape(*times, *spread.shape[1:]), bound.reshape(times)
 
 
-# Of f_t - A f_d, given the covariances of all f, and the bounds on their rounding.
+# Of f_t - A f_d, given the covariances of all f, and the bounds on their rounding. That of
+# f_d may be given by its diagonal.
 
 
 def _covariance(
     a: Float[Array, "n_test n"],
-    k_dd: Float[Array, "n n"],
+    k_dd: Float[Array, "..."],
     k_td: Float[Array, "n_test n"],
     k_tt: Float[Array, "n_test n_test"],
 ) -> tuple[Float[Array, "n_test n_test"], Float[Array, ""]]:
     # (A K / 2 - K_td) A^T and its transpose. This sums a joint kernel from both sides, so
     # that errors of `a` do not make it negative.
-    half = dot(dot(a, k_dd) / 2 - k_td, a.T)
-    bound = rounding_bound(a, jnp.diagonal(k_dd), jnp.diagonal(k_tt))
+    half = dot(_half(a, k_dd) - k_td, a.T)
+    bound = rounding_bound(a, _diagonal(k_dd), jnp.diagonal(k_tt))
     return k_tt + half + half.T, jnp.sum(bound)
 
 
 def _variance(
     a: Float[Array, "n_test n"],
-    k_dd: Float[Array, "n n"],
+    k_dd: Float[Array, "..."],
     k_td: Float[Array, "n_test n"],
     k_tt: Float[Array, " n_test"],
 ) -> tuple[Float[Array, " n_test"], Float[Array, ""]]:
-    variance = k_tt + jnp.sum((dot(a, k_dd) - 2 * k_td) * a, axis=1)
-    return variance, jnp.max(rounding_bound(a, jnp.diagonal(k_dd), k_tt))
+    variance = k_tt + 2 * jnp.sum((_half(a, k_dd) - k_td) * a, axis=1)
+    return variance, jnp.max(rounding_bound(a, _diagonal(k_dd), k_tt))
+
+
+def _diagonal(k: Float[Array, "..."]) -> Float[Array, " n"]:
+    return k if k.ndim == 1 else jnp.diagonal(k)
+
+
+# Blocks of columns of a triangle, of which the zeros are left out.
+_N_BLOCKS, _SMALL = 8, 512
+
+
+def _half(a: Float[Array, "n_test n"], k: Float[Array, "..."]) -> Float[Array, "n_test n"]:
+    """`h` of which `h a^T` and its transpose sum to `a k a^T`: from a triangle of `k`."""
+    if k.ndim == 1:
+        return a * (k / 2)[None]
+    n = len(k)
+    if n <= _SMALL:
+        return dot(a, k / 2)
+    k = jnp.tril(k) - jnp.diag(jnp.diagonal(k) / 2)
+    starts = range(0, n, -(-n // _N_BLOCKS))
+    stops = [*starts[1:], n]
+    columns = [dot(a[:, i:], k[i:, i:j]) for i, j in zip(starts, stops, strict=True)]
+    return jnp.concatenate(columns, axis=1)
 
 
 def infinite_ensemble(
@@ -284,7 +312,6 @@ def infinite_ensemble(
     check_trained(trained)
     nngp = check_kernel("k_train_train.nngp", k_train_train.nngp)
     name, tangent = trained.tangent_kernel("k_train_train", k_train_train)
-    tangent = check_kernel(name, tangent)
-    check_shape(name, tangent, nngp.shape, "as `k_train_train.nngp` has")
+    check_shape(name, jnp.asarray(tangent), nngp.shape, "as `k_train_train.nngp` has")
     flow = flow_of(name, tangent, y_train, weight_decay, diag_reg, absolute)
     return InfiniteEnsemble(flow, nngp.astype(flow.y_train.dtype), trained)
