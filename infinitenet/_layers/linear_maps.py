@@ -1,6 +1,7 @@
 """Linear maps of positions that are not random."""
 
 import dataclasses
+import functools as ft
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -179,6 +180,13 @@ def _to_method(value: Any) -> str:
     return value.name.lower() if isinstance(value, jax.image.ResizeMethod) else value
 
 
+# Compiled as one, as it has dozens of operations.
+@ft.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _weights(n: int, size: int, method: str, antialias: bool) -> Float[Array, "size n"]:
+    # Each column is what becomes of a single one among zeros.
+    return jax.image.resize(jnp.eye(n), (size, n), method, antialias=antialias)
+
+
 class ImageResize(AbstractLayer):
     r"""Resizes an image, or positions of any dimension, as `jax.image.resize` does.
 
@@ -219,11 +227,7 @@ class ImageResize(AbstractLayer):
         # They depend on shapes alone: constants to whatever is compiled.
         with jax.ensure_compile_time_eval():
             for n, size in zip(spatial, self._out(spatial), strict=True):
-                # Each column is what becomes of a single one among zeros.
-                matrix = jax.image.resize(
-                    jnp.eye(n), (size, n), self.method, antialias=self.antialias
-                )
-                out.append(np.asarray(matrix))
+                out.append(np.asarray(_weights(n, size, self.method, self.antialias)))
         return out
 
     def _resize(self, x: Float[Array, "*spatial n"], matrices: Sequence[np.ndarray]):
