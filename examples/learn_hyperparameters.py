@@ -103,7 +103,7 @@ def predict(net, diag_reg, x, y):
     """The log marginal likelihood, and the mean and standard deviation of test targets."""
     k_train = inn.gram(net, x[0], ntk=False).nngp
     k_test_train = inn.gram(net, x[1], x[0], ntk=False).nngp
-    k_test = jax.vmap(lambda x: net.kernel(x, ntk=False).nngp.array)(x[1])
+    k_test = inn.gram_diagonal(net, x[1], ntk=False).nngp
     posterior = inn.condition(k_train, y[0], diag_reg=diag_reg)
     prediction = posterior.predict(k_test_train, k_test)
     std = np.sqrt(np.asarray(prediction.std) ** 2 + float(posterior.noise))

@@ -4,6 +4,7 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import functools as ft
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ import sklearn.metrics
 from helpers import quick_jit
 
 import infinitenet as inn
+from infinitenet._inference.calibration import _check
 from infinitenet._inference.gumbel import expected_softmax
+from infinitenet._inference.softmax import _moments
 
 
 def _prediction(mean, variance):
@@ -231,6 +234,13 @@ _bad_predictions = {
     ),
     "`n` must be at least 2": lambda: inn.monte_carlo_probabilities(
         _p, jax.nn.softmax, jr.key(0), 1
+    ),
+    "at least one test input": lambda: inn.softmax_probabilities(
+        _prediction(np.zeros((0, 3)), np.ones(0))
+    ),
+    "must be a `Prediction`.*`jax.nn.softmax`": lambda: inspect.unwrap(_moments)(_p.mean),
+    "it is a Prediction.*`.probabilities`": lambda: inspect.unwrap(_check)(
+        _p, np.zeros(4, int)
     ),
     "`link` must return one array": lambda: inn.monte_carlo_probabilities(
         _p, jnp.argmax, jr.key(0), 10
@@ -507,6 +517,13 @@ def test_bad_measures(message):
     for fn in _measures:
         with pytest.raises(ValueError, match=message):
             fn(*_bad_measures[message])
+
+
+def test_rounding_of_probabilities():
+    p = jnp.array([[1 + 1e-12, -1e-12]])
+    assert inn.negative_log_likelihood(p, jnp.array([1])) == jnp.inf
+    assert inn.negative_log_likelihood(p, jnp.array([0])) == 0
+    assert inn.calibration_curve(p, jnp.array([0]), 2).count[1] == 1
 
 
 def test_errors_under_jit():

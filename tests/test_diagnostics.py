@@ -136,6 +136,29 @@ def test_repr():
     assert "alignment" not in repr(diagnose(k))
 
 
+def test_extreme_scales():
+    # Whatever squares of entries are too large or too small.
+    k, y = _kernel()
+    want = diagnose(k, y)
+    for dtype, scales, rtol in (
+        (jnp.float32, (1e-20, 1e20), 1e-4),
+        (float, (1e200,), 1e-9),
+    ):
+        single_k, single_y = k.astype(dtype), y.astype(dtype)
+        cases = [(c * single_k, single_y) for c in scales if dtype is jnp.float32]
+        for out in [
+            diagnose(*case) for case in cases + [(single_k, c * single_y) for c in scales]
+        ]:
+            for name in ("alignment", "centred_alignment"):
+                np.testing.assert_allclose(
+                    getattr(out, name), getattr(want, name), rtol=rtol
+                )
+            np.testing.assert_allclose(
+                out.cumulative_power, want.cumulative_power, atol=1e-3
+            )
+            assert "alignment" in repr(out)
+
+
 def test_diagnostics_errors():
     k, y = _kernel(n=5)
     with pytest.raises(ValueError, match="`k` must be a square"):
@@ -243,6 +266,19 @@ def test_scales():
     )
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single, want, rtol=1e-5)
+
+
+def test_ridges_below_all_numbers():
+    # Then all is learnt but the noise. Where they are not, small squares do no harm.
+    l, power = jnp.array([1.0, 0.5, 1e-25], jnp.float32), jnp.ones(3)
+    ridges, n = (1e-30, 1e-25, 0.0), np.array([3.0, 4.0, 1e9])
+    for ridge in ridges:
+        curve = lambda l, ridge=ridge: learning_curve_of_spectrum(
+            l, power, n, ridge=ridge, noise_std=0.1
+        )
+        out, want = curve(l), curve(np.asarray(l, float))
+        np.testing.assert_allclose(out, want, rtol=1e-4)
+        np.testing.assert_allclose(out[-1], 0.01, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["power law", "sphere"])

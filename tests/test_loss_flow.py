@@ -19,7 +19,7 @@ from jax.test_util import check_grads
 import infinitenet as inn
 from infinitenet._inference.flow import gradient_flow
 from infinitenet._inference.integration import choose_solver
-from infinitenet._inference.loss_flow import loss_flow
+from infinitenet._inference.loss_flow import _check_schedule, loss_flow
 from infinitenet._inference.losses import (
     half_mse,
     huber,
@@ -565,6 +565,9 @@ def test_errors_under_jit():
     for message, args in cases.items():
         with pytest.raises(RuntimeError, match=message):
             jax.block_until_ready(run(*args).train)
+    check = jax.jit(ft.partial(_check_schedule, GradientDescent(lambda t: 0.5 - t)))
+    with pytest.raises(RuntimeError, match="`learning_rate` must be at least 0"):
+        jax.block_until_ready(check(jnp.ones(1), jnp.zeros(())))
 
 
 #
@@ -605,6 +608,9 @@ _bad = {
     "`learning_rate` must be a s": lambda: GradientDescent(jnp.ones(2)),
     "`momentum` must be at least": lambda: HeavyBall(0.1, momentum=1.0),
     "`momentum` .* but it is -1": lambda: Nesterov(0.1, momentum=-1.0),
+    "`learning_rate` must be at least 0.* from -0.5": lambda: _make(
+        optimiser=GradientDescent(lambda t: 0.5 - t)
+    ).solve(1.0),
     "`delta` must be positive": lambda: huber(-1.0),
     "`target` must be a scalar": lambda: inn.loss_below(jnp.ones(2)),
     "`t` must not be negative or NaN, but it is -1": lambda: _flow.solve(-1.0),

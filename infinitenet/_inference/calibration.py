@@ -117,8 +117,7 @@ def calibration_curve(
     if n_bins < 1:
         raise ValueError(f"`n_bins` must be at least 1, but it is {n_bins}.")
     p, labels = _check(probabilities, labels)
-    # By rounding it may be above 1.
-    confidence = jnp.minimum(jnp.max(p, axis=1), 1)
+    confidence = jnp.max(p, axis=1)
     right = (jnp.argmax(p, axis=1) == labels).astype(p.dtype)
     edges = jnp.linspace(0, 1, n_bins + 1, dtype=p.dtype)
     place = jnp.maximum(jnp.searchsorted(edges, confidence) - 1, 0)
@@ -173,6 +172,11 @@ def _check(
     probabilities: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "n classes"], Int[Array, " n"]]:
     name = "probabilities"
+    if isinstance(probabilities, eqx.Module):
+        raise ValueError(
+            f"`{name}` must be an array, but it is a {type(probabilities).__name__}. Give "
+            "`.probabilities` of what `softmax_probabilities(prediction)` returns."
+        )
     p = check_floating(name, probabilities, f"Use `{name}.astype(float)`.")
     if p.ndim != 2 or p.shape[1] < 2:
         remedy = "Use `jax.vmap` for several times."
@@ -203,4 +207,6 @@ def _check(
         )
 
     p = guard(p, is_bad, describe, f"{text}. {remedy}")
+    # Of those beyond by rounding there would be no logarithm.
+    p = jnp.where(p < 0, 0, jnp.where(p > 1, 1, p))
     return p, check_range("labels", labels, p.shape[1])

@@ -1,6 +1,7 @@
 """What the eigenvalues of a kernel matrix tell about learning with it."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -21,6 +22,15 @@ _no_targets = "There are no targets: give `y` to `diagnose`."
 
 def _centre(x: Float[Array, "n m"], axis: int) -> Float[Array, "n m"]:
     return x - jnp.mean(x, axis=axis, keepdims=True)
+
+
+def _unit(x: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    """With entries of at most 1, of which no square overflows, nor the largest vanishes.
+
+    For what does not depend on the scale, nor then does its derivative.
+    """
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    return x / jnp.where(size > 0, size, 1)
 
 
 def _check_nonzero(
@@ -152,7 +162,7 @@ class KernelDiagnostics(eqx.Module):
 
         **Raises:** `ValueError` without targets, or if they or the kernel are all zero.
         """
-        k, y = self.spectrum.k, self._targets()
+        k, y = _unit(self.spectrum.k), _unit(self._targets())
         zero = "is all zero: nothing can be aligned to it."
         k, y = _check_nonzero(k, k, f"`k` {zero}"), _check_nonzero(y, y, f"`y` {zero}")
         return _alignment(k, y)
@@ -166,11 +176,15 @@ class KernelDiagnostics(eqx.Module):
 
         **Raises:** `ValueError` without targets, or if they or the kernel are constant.
         """
-        k, y = self.spectrum.k, self._targets()
+        k, y = _unit(self.spectrum.k), _unit(self._targets())
         constant = "is the same for all examples: centred, nothing is left of it."
         k = _check_nonzero(_centre(_centre(k, 0), 1), k, f"`k` {constant}")
         y = _check_nonzero(_centre(y, 0), y, f"`y` {constant}")
         return _alignment(k, y)
+
+    def _power(self, y: Float[Array, "n outputs"]) -> Float[Array, " n"]:
+        coefficients = dot(self.spectrum.eigenvectors.T, y)
+        return jnp.sum(jnp.square(coefficients), axis=-1)[::-1]
 
     @property
     def power(self) -> Float[Array, " n"]:
@@ -183,8 +197,7 @@ class KernelDiagnostics(eqx.Module):
 
         **Raises:** `ValueError` without targets.
         """
-        coefficients = dot(self.spectrum.eigenvectors.T, self._targets())
-        return jnp.sum(jnp.square(coefficients), axis=-1)[::-1]
+        return self._power(self._targets())
 
     @property
     def cumulative_power(self) -> Float[Array, " n"]:
@@ -199,7 +212,8 @@ class KernelDiagnostics(eqx.Module):
         **Raises:** `ValueError` without targets, or if they are all zero.
         """
         message = "`y` is all zero, so it has no power to take shares of."
-        power = guard(self.power, lambda x: ~jnp.any(x > 0), lambda _: message, message)
+        power = self._power(_unit(self._targets()))
+        power = guard(power, lambda x: ~jnp.any(x > 0), lambda _: message, message)
         total = jnp.cumsum(power)
         return total / total[-1]
 

@@ -97,19 +97,23 @@ def _learning(l: Float[Array, " m"], n: Array, ridge: Array) -> _Learning:
     """**Arguments:** eigenvalues, of which some may be zero; and scalars."""
     positive = l > 0
     rank = jnp.sum(positive).astype(l.dtype)
-    # Otherwise all modes are learnt, and kappa is zero.
-    exists = (ridge > 0) | (n < rank)
     # Of the order of 1. The derivative by the scale would be zero.
     scale = lax.stop_gradient(jnp.sum(l) + ridge)
     scale = jnp.where(scale > 0, scale, 1)
-    l, ridge = l / scale, jnp.where(exists, ridge / scale, 1)
+    l, ridge = l / scale, ridge / scale
+    # Otherwise all modes are learnt, and kappa is zero; or it is at most
+    # `ridge / (n - rank)`, and below all numbers.
+    tiny = float(jnp.finfo(l.dtype).tiny)
+    exists = (ridge > tiny * jnp.maximum(n - rank, 0)) | (n < rank)
+    ridge = jnp.where(exists, ridge, 1)
     lowest = jnp.min(jnp.where(positive, l, jnp.inf))
     # As all eigenvalues are at least `lowest`; and without them, the ridge alone.
     least = jnp.where(n < rank, lowest * (rank / n - 1), 0)
     least = jnp.maximum(jnp.where(jnp.isfinite(least), least, 0), ridge / n)
+    least = jnp.maximum(least, tiny)
     kappa = jnp.exp(_log_kappa(l, n, ridge, least))
-    # Without differences of numbers that are nearly equal.
-    rest = jnp.sum(l * kappa / jnp.square(l + kappa)) + ridge / kappa
+    # Without differences of numbers that are nearly equal, and without small squares.
+    rest = jnp.sum(l / (l + kappa) * (kappa / (l + kappa))) + ridge / kappa
     rest = jnp.where(exists, rest, n - rank)
     overfitting = jnp.where(rest > 0, n / jnp.where(rest > 0, rest, 1), jnp.inf)
     train = jnp.where(exists, ridge / (n * kappa), 1 - rank / n)
@@ -127,7 +131,7 @@ def _slope_of_unlearned(a: Array, b: Array, kappa: Array) -> Array:
     a, b = a + kappa, b + kappa
     regular = (a > 0) & (b > 0)
     a, b = jnp.where(regular, a, 1), jnp.where(regular, b, 1)
-    return jnp.where(regular, -(kappa**2) * (a + b) / (a * b) ** 2, 0)
+    return jnp.where(regular, -(kappa / a) * (kappa / b) * (1 / a + 1 / b), 0)
 
 
 def _rate_of_unlearned(l: Array, kappa: Array, t_kappa: Array) -> Array:

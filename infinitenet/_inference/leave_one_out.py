@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._tracing import is_traced
 from .cholesky import solve_lower
 from .gp import Posterior
 
@@ -25,6 +26,21 @@ class LeaveOneOut(eqx.Module):
     variance: Float[Array, " n"]
     function_variance: Float[Array, " n"]
     log_density: Float[Array, ""]
+
+
+# Of smaller factors, the inverse may be made at once.
+_MANY = 2048
+
+
+def _inverse_diagonal(factor: Float[Array, "n n"]) -> Float[Array, " n"]:
+    r"""That of $(L L^T)^{-1}$, by blocks of columns of $L^{-1}$ to save memory."""
+    n, dtype = len(factor), factor.dtype
+    width = n if n <= _MANY or is_traced(factor) else -(-n // 16)
+    out = []
+    for start in range(0, n, width):
+        columns = jnp.eye(n, min(width, n - start), -start, dtype=dtype)
+        out.append(jnp.sum(jnp.square(solve_lower(factor, columns)), axis=0))
+    return jnp.concatenate(out)
 
 
 def leave_one_out(posterior: Posterior) -> LeaveOneOut:
@@ -65,11 +81,11 @@ def leave_one_out(posterior: Posterior) -> LeaveOneOut:
 
     **Returns:** A [`infinitenet.LeaveOneOut`][].
 
-    It takes memory of another factor, and can be differentiated.
+    It can be differentiated. Then, and under `jax.jit`, it takes memory of some matrices
+    of the size of the kernel; otherwise, of about a third of one.
     """
     y, n = posterior.y_train, len(posterior.factor)
-    root = solve_lower(posterior.factor, jnp.eye(n, dtype=posterior.factor.dtype))
-    variance = 1 / jnp.sum(jnp.square(root), axis=0)
+    variance = 1 / _inverse_diagonal(posterior.factor)
     error = posterior.weights.reshape(n, -1) * variance[:, None]
     density = -0.5 * (
         jnp.square(error) / variance[:, None] + jnp.log(2 * math.pi * variance)[:, None]

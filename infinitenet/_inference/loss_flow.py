@@ -99,7 +99,7 @@ class LossFlow(eqx.Module):
             start; and if the solver fails (`RuntimeError` under `jax.jit`).
         """
         t0 = jnp.zeros((), self.spectrum.k.dtype) if start is None else start.t
-        t = _check_times(t, t0)
+        t = _check_schedule(self.optimiser, _check_times(t, t0), t0)
         dynamics, state, default = self._prepare(f_train_0, start, t0, jnp.ravel(t)[-1])
         solver = settle(default if solver is None else solver, t.dtype)
         adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
@@ -302,6 +302,23 @@ def _check_times(t: ArrayLike, t0: Float[Array, ""]) -> Float[Array, "*times"]:
         f"{text}.",
     )
     return both[1:].reshape(t.shape)
+
+
+def _check_schedule(
+    optimiser: AbstractOptimiser, t: Float[Array, "*times"], t0: Float[Array, ""]
+) -> Float[Array, "*times"]:
+    """The times, unless learning rates there or between are negative or not finite."""
+    if not callable(getattr(optimiser, "learning_rate", None)):
+        return t  # It was checked.
+    between = t0 + (jnp.ravel(t)[-1] - t0) * jnp.linspace(0, 1, 65, dtype=t.dtype)
+    rates = jax.vmap(optimiser.rate)(jnp.concatenate([between, jnp.ravel(t)]))
+    is_bad = ~jnp.all((rates >= 0) & (rates < jnp.inf))
+    text = "`learning_rate` must be at least 0 and finite at all times"
+    if is_traced(is_bad):
+        return eqx.error_if(t, is_bad, f"{text}.")
+    if is_bad:
+        raise ValueError(f"{text}, but is from {rates.min():.3g} to {rates.max():.3g}.")
+    return t
 
 
 def _check_first_step(

@@ -39,6 +39,17 @@ def to_probabilities(
 
 def _moments(prediction: Prediction) -> tuple[Array, Array]:
     """Means, and variances of the same shape."""
+    if not isinstance(prediction, Prediction):
+        raise ValueError(
+            "`prediction` must be a `Prediction`, as `predict` returns, but it is a "
+            f"{type(prediction).__name__}. For logits without variances, use "
+            "`jax.nn.softmax`."
+        )
+    if prediction.mean.size == 0:
+        raise ValueError(
+            f"`prediction` has a mean of shape {prediction.mean.shape}: it needs at least "
+            "one test input, and one output."
+        )
     mean, variance = prediction.mean, prediction.variance
     variance = variance.reshape(*variance.shape, *(1,) * (mean.ndim - variance.ndim))
     remedy = "Look for NaN or infinity in the kernels and targets."
