@@ -168,6 +168,29 @@ def _of_labels(p: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Array:
     return jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
 
 
+def _check_sums(name: str, p: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
+    """Probabilities, without what rounding has beyond 0 and 1."""
+    # Half of the digits, as probabilities may have been computed in any way.
+    tolerance = float(jnp.finfo(p.dtype).eps) ** 0.5
+    remedy = "Use `jax.nn.softmax` if they are logits."
+    text = f"`{name}` must be from 0 to 1, and sum to 1 along the last axis"
+    sums = lambda p: jnp.sum(p, axis=1)
+
+    def is_bad(p):
+        outside = (p < -tolerance) | (p > 1 + tolerance)
+        return jnp.any(outside) | jnp.any(jnp.abs(sums(p) - 1) > tolerance)
+
+    def describe(p):
+        return (
+            f"{text}, but they are from {p.min():.3g} to {p.max():.3g}, with sums from "
+            f"{sums(p).min():.6g} to {sums(p).max():.6g}. {remedy}"
+        )
+
+    p = guard(p, is_bad, describe, f"{text}. {remedy}")
+    # Of those beyond by rounding there would be no logarithm.
+    return jnp.where(p < 0, 0, jnp.where(p > 1, 1, p))
+
+
 def _check(
     probabilities: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "n classes"], Int[Array, " n"]]:
@@ -190,23 +213,5 @@ def _check(
         )
     labels = check_labels("labels", labels, len(p))
     p = check_finite(name, p, "Look for NaN in predictions.")
-    # Half of the digits, as probabilities may have been computed in any way.
-    tolerance = float(jnp.finfo(p.dtype).eps) ** 0.5
-    remedy = "Use `jax.nn.softmax` if they are logits."
-    text = f"`{name}` must be from 0 to 1, and sum to 1 along the last axis"
-    sums = lambda p: jnp.sum(p, axis=1)
-
-    def is_bad(p):
-        outside = (p < -tolerance) | (p > 1 + tolerance)
-        return jnp.any(outside) | jnp.any(jnp.abs(sums(p) - 1) > tolerance)
-
-    def describe(p):
-        return (
-            f"{text}, but they are from {p.min():.3g} to {p.max():.3g}, with sums from "
-            f"{sums(p).min():.6g} to {sums(p).max():.6g}. {remedy}"
-        )
-
-    p = guard(p, is_bad, describe, f"{text}. {remedy}")
-    # Of those beyond by rounding there would be no logarithm.
-    p = jnp.where(p < 0, 0, jnp.where(p > 1, 1, p))
+    p = _check_sums(name, p)
     return p, check_range("labels", labels, p.shape[1])
