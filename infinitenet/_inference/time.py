@@ -78,7 +78,7 @@ class Steps(eqx.Module):
 
         ```python
         infinite = inn.infinite_ensemble(k_train, y_train)
-        sgd = inn.HeavyBall(0.9, learning_rate=0.1)  # optax.sgd(0.1, momentum=0.9)
+        sgd = inn.HeavyBall(0.1, momentum=0.9)  # optax.sgd(0.1, momentum=0.9)
         infinite.predict(inn.Steps(trained.steps, sgd), k_test_train, k_test_test)
         ```
 
