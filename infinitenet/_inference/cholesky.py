@@ -1,6 +1,7 @@
 """Cholesky factors, in little memory."""
 
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
@@ -35,7 +36,7 @@ _N_BLOCKS = 16
 
 @jax.jit
 def _whole(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Array, "n n"]:
-    return jax.lax.linalg.cholesky(add_noise(k, noise), symmetrize_input=False)
+    return lax.linalg.cholesky(add_noise(k, noise), symmetrize_input=False)
 
 
 def _blocks(n: int) -> list[slice]:
@@ -74,21 +75,44 @@ def solve_upper(factor: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Ar
     return _backwards(factor, b)
 
 
-# `solve_triangular` copies all of the matrix, into the order of LAPACK.
+# `solve_triangular` copies all of the matrix into the order of LAPACK, by columns. That of
+# the transpose is right as it is. Loops, as otherwise the parts of the matrix would be
+# copied all at once. The last block may overlap with the one before it, of which it then
+# solves some rows again.
+
+
 @jax.jit
 def _forwards(factor: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]:
-    out = jnp.zeros_like(b)
-    for block in _blocks(len(b)):
-        rest = b[block] - dot(factor[block, : block.start], out[: block.start])
-        out = out.at[block].set(solve_triangular(factor[block, block], rest, lower=True))
-    return out
+    width, upper = -(-len(b) // _N_BLOCKS), factor.T
+
+    def solve(i, out):
+        start = jnp.minimum(i * width, len(b) - width)
+        out = _cleared(out, start, width)
+        rows = lax.dynamic_slice_in_dim(upper, start, width, axis=1).T
+        rest = lax.dynamic_slice_in_dim(b, start, width) - dot(rows, out)
+        corner = lax.dynamic_slice(upper, (start, start), (width, width))
+        new = solve_triangular(corner, rest, trans=1)
+        return lax.dynamic_update_slice_in_dim(out, new, start, axis=0)
+
+    return lax.fori_loop(0, _N_BLOCKS, solve, jnp.zeros_like(b))
 
 
 @jax.jit
 def _backwards(factor: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]:
-    out = jnp.zeros_like(b)
-    for block in reversed(_blocks(len(b))):
-        rest = b[block] - dot(factor[block.stop :, block].T, out[block.stop :])
-        new = solve_triangular(factor[block, block], rest, lower=True, trans=1)
-        out = out.at[block].set(new)
-    return out
+    width, upper = -(-len(b) // _N_BLOCKS), factor.T
+
+    def solve(i, out):
+        start = jnp.maximum(len(b) - (i + 1) * width, 0)
+        out = _cleared(out, start, width)
+        rows = lax.dynamic_slice_in_dim(upper, start, width)
+        rest = lax.dynamic_slice_in_dim(b, start, width) - dot(rows, out)
+        corner = lax.dynamic_slice(upper, (start, start), (width, width))
+        new = solve_triangular(corner, rest)
+        return lax.dynamic_update_slice_in_dim(out, new, start, axis=0)
+
+    return lax.fori_loop(0, _N_BLOCKS, solve, jnp.zeros_like(b))
+
+
+def _cleared(out: Array, start: Array, width: int) -> Array:
+    zero = jnp.zeros((width, out.shape[1]), out.dtype)
+    return lax.dynamic_update_slice_in_dim(out, zero, start, axis=0)

@@ -83,9 +83,10 @@ def _check_factor(
 
     `known` makes the factorised matrix, if its values are known.
     """
-    is_bad = lambda factor: _is_lost(factor, variance)
+    # Not within `guard`, where constants as large as the matrix would be evaluated.
+    lost = _is_lost(factor, variance)
     describe = lambda _: indefinite(name, None if known is None else known(), _singular)
-    return guard(factor, is_bad, describe, indefinite(name, None, _singular))
+    return guard(factor, lambda _: lost, describe, indefinite(name, None, _singular))
 
 
 @jax.jit
