@@ -19,8 +19,8 @@ from .._layer import AbstractLayer
 from .._matrices import Gram
 from .._tiles import choose_area
 from .._weights import without_weights
-from .cholesky import factorise, solve_lower, solve_upper
-from .gp import Posterior
+from .cholesky import factorise
+from .gp import is_lost, max_variance, Posterior, solve
 from .hyperparameters import Learnt
 from .infinite_ensemble import AbstractTrained, LastLayer
 from .spectral import unit_rounding
@@ -110,14 +110,10 @@ class Problem(eqx.Module):
         diag_reg = self._diag_reg(z, mean)
         noise = diag_reg if self.absolute else diag_reg * mean
         factor = factorise(k, noise)
-        # As for `condition`, which raises otherwise. False for NaN.
-        pivots = jnp.square(jnp.diagonal(factor))
-        unit = unit_rounding(1, k.dtype)
-        ok = jnp.all(pivots > unit * jnp.max(jnp.diagonal(k) + noise))
+        # As for `condition`, which raises otherwise.
+        ok = ~is_lost(factor, max_variance(k, noise))
         factor = jnp.where(ok, factor, jnp.eye(len(k), dtype=k.dtype))
-        white = solve_lower(factor, self.y.reshape(len(k), -1))
-        weights = solve_upper(factor, white)
-        posterior = Posterior(self.y, factor, weights.reshape(self.y.shape), noise)
+        posterior = Posterior(self.y, factor, solve(factor, self.y), noise)
         value = self.objective(posterior)
         if jnp.shape(value):
             raise ValueError(

@@ -23,13 +23,13 @@ def factorise(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Array
     That of a large matrix, if it is known, takes the memory of the result and of a few
     columns. JAX's own copies the matrix twice more.
     """
-    if len(k) <= _SMALL or is_traced((k, noise)):
+    if len(k) <= SMALL or is_traced((k, noise)):
         return _whole(k, noise)
     return _by_columns(k, noise)
 
 
 # Smaller ones are cheap to copy.
-_SMALL = 2048
+SMALL = 2048
 # Each block of columns is compiled by itself, and takes as large a part of the memory.
 _N_BLOCKS = 16
 
@@ -39,7 +39,7 @@ def _whole(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Array, "
     return lax.linalg.cholesky(add_noise(k, noise), symmetrize_input=False)
 
 
-def _blocks(n: int) -> list[slice]:
+def blocks(n: int) -> list[slice]:
     """Some equal parts of the rows, the last of which may be shorter."""
     width = -(-n // _N_BLOCKS)
     return [slice(i, min(i + width, n)) for i in range(0, n, width)]
@@ -50,7 +50,7 @@ def _by_columns(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Arr
     """The left-looking algorithm: each block of columns, from those before it."""
     noise = jnp.broadcast_to(noise, (len(k),))
     out = jnp.zeros_like(k)
-    for block in _blocks(len(k)):
+    for block in blocks(len(k)):
         width = block.stop - block.start
         # Read once, so that it is written in place.
         rows = out[block.start :, : block.start]
@@ -63,14 +63,14 @@ def _by_columns(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Arr
 
 def solve_lower(factor: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]:
     r"""$L^{-1} b$."""
-    if len(factor) <= _SMALL or is_traced((factor, b)):
+    if len(factor) <= SMALL or is_traced((factor, b)):
         return solve_triangular(factor, b, lower=True)
     return _forwards(factor, b)
 
 
 def solve_upper(factor: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]:
     r"""$L^{-T} b$."""
-    if len(factor) <= _SMALL or is_traced((factor, b)):
+    if len(factor) <= SMALL or is_traced((factor, b)):
         return solve_triangular(factor, b, lower=True, trans=1)
     return _backwards(factor, b)
 

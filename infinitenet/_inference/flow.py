@@ -23,8 +23,7 @@ from .._checks import (
     check_targets,
     guard,
 )
-from .gp import regularise
-from .joint_kernel import flatten_cross_kernel, flatten_kernel
+from .joint_kernel import decompose_kernel, flatten_cross_kernel
 from .spectral import decompose, dot, Spectrum
 from .time import Durations, Motion, Steps, to_durations
 
@@ -266,15 +265,12 @@ def flow_of(
     absolute: bool,
 ) -> GradientFlow:
     """`gradient_flow`, with the kernel under the name of another argument."""
-    k, joint = flatten_kernel(name, k_train_train)
-    n = jnp.shape(k_train_train)[0]
-    y = check_targets("y_train", y_train, n, k.dtype)
+    spectrum, joint = decompose_kernel(name, k_train_train, diag_reg, absolute)
+    n, dtype = jnp.shape(k_train_train)[0], spectrum.k.dtype
+    y = check_targets("y_train", y_train, n, dtype)
     if joint is not None:
         y = check_shape("y_train", y, (n, *joint), f"with the outputs of `{name}`")
-        if jnp.shape(diag_reg) == (n,):
-            diag_reg = jnp.repeat(jnp.asarray(diag_reg), math.prod(joint))
-    spectrum = decompose(name, regularise(k, diag_reg, absolute))
-    decay = to_decay(weight_decay, k.dtype)
+    decay = to_decay(weight_decay, dtype)
     if decay is not None:
         decay = y.size * decay
         spectrum = spectrum.shifted(decay)
@@ -282,12 +278,14 @@ def flow_of(
 
 
 def to_decay(weight_decay: ArrayLike, dtype) -> Float[Array, ""] | None:
-    """`None` for a literal zero, by which much is simpler.
-
-    **Raises:** `ValueError` unless it is a finite number of at least zero.
-    """
+    """`None` for a literal zero, by which much is simpler."""
     if isinstance(weight_decay, float | int) and weight_decay == 0:
         return None
+    return check_weight_decay(weight_decay, dtype)
+
+
+def check_weight_decay(weight_decay: ArrayLike, dtype) -> Float[Array, ""]:
+    """**Raises:** `ValueError` unless it is a finite number of at least zero."""
     if jnp.shape(weight_decay):
         shape = jnp.shape(weight_decay)
         raise ValueError(f"`weight_decay` must be a scalar, but it has shape {shape}.")

@@ -64,7 +64,7 @@ def rounding_bound(
     return lax.stop_gradient(unit_rounding(weights.shape[-1], weights.dtype) * size**2)
 
 
-def _solve(factor: Float[Array, "n n"], y: Float[Array, "n *outputs"]) -> Array:
+def solve(factor: Float[Array, "n n"], y: Float[Array, "n *outputs"]) -> Array:
     """The inverse of the factorised kernel, times `y`."""
     white = solve_lower(factor, y.reshape(len(y), -1))
     return solve_upper(factor, white).reshape(y.shape)
@@ -84,13 +84,13 @@ def _check_factor(
     `known` makes the factorised matrix, if its values are known.
     """
     # Not within `guard`, where constants as large as the matrix would be evaluated.
-    lost = _is_lost(factor, variance)
+    lost = is_lost(factor, variance)
     describe = lambda _: indefinite(name, None if known is None else known(), _singular)
     return guard(factor, lambda _: lost, describe, indefinite(name, None, _singular))
 
 
 @jax.jit
-def _is_lost(factor: Float[Array, "n n"], variance: Array) -> Bool[Array, ""]:
+def is_lost(factor: Float[Array, "n n"], variance: Array) -> Bool[Array, ""]:
     # Pivots are variances given all previous points. Those of duplicates are zero, and
     # come out as NaN or as a few ULPs of the prior variance, whatever `n` is.
     pivots = jnp.square(jnp.diagonal(factor))
@@ -99,7 +99,7 @@ def _is_lost(factor: Float[Array, "n n"], variance: Array) -> Bool[Array, ""]:
 
 
 @jax.jit
-def _max_variance(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Array, ""]:
+def max_variance(k: Float[Array, "n n"], noise: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.max(jnp.diagonal(k) + noise)
 
 
@@ -254,14 +254,14 @@ def _extend(
     new = factorise(k_nn - dot(across, across.T), noise)
     traced = is_traced((across, k_nn, noise))
     known = None if traced else ft.partial(add_noise, k_nn, noise)
-    new = _check_factor(new, known, _max_variance(k_nn, noise), "k_new_new")
+    new = _check_factor(new, known, max_variance(k_nn, noise), "k_new_new")
     top = jnp.concatenate([factor, jnp.zeros((n, m), factor.dtype)], axis=1)
     factor = jnp.concatenate([top, jnp.concatenate([across, new], axis=1)])
     y = jnp.concatenate([posterior.y_train, y_new])
     if noise.shape or posterior.noise.shape or noise is not posterior.noise:
         each = jnp.broadcast_to(posterior.noise, (n,)), jnp.broadcast_to(noise, (m,))
         noise = jnp.concatenate(each)
-    return Posterior(y, factor, _solve(factor, y), noise)
+    return Posterior(y, factor, solve(factor, y), noise)
 
 
 def condition(
@@ -310,8 +310,8 @@ def condition(
     y = check_targets("y_train", y_train, len(k), k.dtype)
     noise = to_noise(k, diag_reg, absolute)
     factor = factorise(k, noise)
-    variance = _max_variance(k, noise)
+    variance = max_variance(k, noise)
     # With the noise only where something is to be told about it.
     known = None if is_traced((k, noise)) else ft.partial(add_noise, k, noise)
     factor = _check_factor(factor, known, variance, "k_train_train")
-    return Posterior(y, factor, _solve(factor, y), noise)
+    return Posterior(y, factor, solve(factor, y), noise)

@@ -186,10 +186,8 @@ class InfiniteEnsemble(eqx.Module):
         flow, nngp = self.flow, self.nngp_train_train
         known = not is_traced((t, tangent, k_td, nngp, flow))
         if known and jnp.min(flow.spectrum.eigenvalues) > 0:
-            k_dd, u = (
-                self.trained.rotated_covariance(nngp, flow),
-                flow.spectrum.eigenvectors,
-            )
+            k_dd = self.trained.rotated_covariance(nngp, flow)
+            u = flow.spectrum.eigenvectors
             tangent, k_td = dot(tangent, u), dot(k_td, u)
             return flow.at_times(t, _rotated_weights, tangent), k_dd, k_td
         k_dd = self.trained.initial_covariance(nngp, flow)

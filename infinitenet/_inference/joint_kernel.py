@@ -8,6 +8,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._checks import check_cross_kernel, check_floating, check_kernel
+from .gp import regularise
+from .spectral import decompose, Spectrum
 
 
 _dtype_remedy = "Compute it from floating-point inputs, or convert it with `astype`."
@@ -38,6 +40,20 @@ def flatten_kernel(
             f"over examples and outputs together, but it has shape {k.shape}."
         )
     return check_kernel(name, _flatten(k, outputs)), outputs
+
+
+def decompose_kernel(
+    name: str, k: ArrayLike, diag_reg: ArrayLike, absolute: bool
+) -> tuple[Spectrum, tuple[int, ...] | None]:
+    """As `flatten_kernel`, regularised and decomposed.
+
+    `diag_reg` may be given for each example, and is then that of all of its outputs.
+    """
+    n = jnp.shape(k)[:1]
+    k, outputs = flatten_kernel(name, k)
+    if outputs is not None and jnp.shape(diag_reg) == n:
+        diag_reg = jnp.repeat(jnp.asarray(diag_reg), math.prod(outputs))
+    return decompose(name, regularise(k, diag_reg, absolute)), outputs
 
 
 def flatten_cross_kernel(

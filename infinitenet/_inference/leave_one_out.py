@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._tracing import is_traced
-from .cholesky import solve_lower
+from .cholesky import blocks, SMALL, solve_lower
 from .gp import Posterior
 
 
@@ -28,17 +28,14 @@ class LeaveOneOut(eqx.Module):
     log_density: Float[Array, ""]
 
 
-# Of smaller factors, the inverse may be made at once.
-_MANY = 2048
-
-
 def _inverse_diagonal(factor: Float[Array, "n n"]) -> Float[Array, " n"]:
     r"""That of $(L L^T)^{-1}$, by blocks of columns of $L^{-1}$ to save memory."""
-    n, dtype = len(factor), factor.dtype
-    width = n if n <= _MANY or is_traced(factor) else -(-n // 16)
+    n = len(factor)
+    at_once = n <= SMALL or is_traced(factor)
     out = []
-    for start in range(0, n, width):
-        columns = jnp.eye(n, min(width, n - start), -start, dtype=dtype)
+    for block in [slice(0, n)] if at_once else blocks(n):
+        width = block.stop - block.start
+        columns = jnp.eye(n, width, -block.start, dtype=factor.dtype)
         out.append(jnp.sum(jnp.square(solve_lower(factor, columns)), axis=0))
     return jnp.concatenate(out)
 

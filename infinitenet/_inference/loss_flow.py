@@ -13,12 +13,12 @@ from .._checks import check_finite, check_not_negative, check_shape, check_targe
 from .._progress import Progress, reporting
 from .._tracing import is_traced
 from .dynamics import Dynamics, FlowState, prepare, State
-from .gp import regularise
+from .flow import check_weight_decay
 from .integration import choose_solver, integrate, Raw, settle, with_meter
-from .joint_kernel import flatten_kernel
+from .joint_kernel import decompose_kernel
 from .losses import check_loss, check_loss_targets, Loss
 from .optimisers import AbstractOptimiser, GradientDescent
-from .spectral import decompose, Spectrum
+from .spectral import Spectrum
 from .trajectory import make_trajectory, Source, Trajectory
 
 
@@ -243,9 +243,6 @@ def loss_flow(
         `diag_reg` that would mend it; and if targets are none for the loss. Under `jax.jit`
         what depends on values is a `RuntimeError` at run time.
     """
-    name = "k_train_train"
-    k, joint = flatten_kernel(name, k_train_train)
-    n = jnp.shape(k_train_train)[0]
     if not callable(loss):
         raise ValueError(f"`loss` must be a function of outputs and targets, not {loss!r}.")
     if not isinstance(optimiser, AbstractOptimiser):
@@ -253,14 +250,11 @@ def loss_flow(
             f"`optimiser` must be one of infinitenet, such as `GradientDescent`, but it is "
             f"{optimiser!r}. Those of Optax are for `train_ensemble`."
         )
-    y = check_loss_targets(loss, y_train, n, k.dtype)
-    if jnp.shape(weight_decay):
-        shape = jnp.shape(weight_decay)
-        raise ValueError(f"`weight_decay` must be a scalar, but its shape is {shape}.")
-    remedy = "It is the coefficient of half of the square of the weights' displacement."
-    decay = check_not_negative("weight_decay", weight_decay, k.dtype, remedy)
-    decay = check_finite("weight_decay", decay, remedy)
-    spectrum = decompose(name, regularise(k, diag_reg, absolute))
+    name = "k_train_train"
+    spectrum, joint = decompose_kernel(name, k_train_train, diag_reg, absolute)
+    n, dtype = jnp.shape(k_train_train)[0], spectrum.k.dtype
+    y = check_loss_targets(loss, y_train, n, dtype)
+    decay = check_weight_decay(weight_decay, dtype)
     return LossFlow(spectrum, y, loss, optimiser, decay, n, joint)
 
 
