@@ -18,13 +18,13 @@ from ._path import LayerError
 from ._show import show
 from ._signal import Examples, Signal, signal_of, Signals
 from ._tracing import is_traced
-from ._weights import without_weights
+from ._weights import AbstractModel, without_weights
 
 
 _NOT_FINITE = "Replace missing values before computing kernels."
 
 
-class AbstractLayer(eqx.Module):
+class AbstractLayer(AbstractModel):
     """A random function of one example, and its limit at infinite width.
 
     - [`init`][infinitenet.AbstractLayer.init] draws its weights.
