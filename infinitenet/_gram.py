@@ -18,7 +18,15 @@ from ._kernel import Demand, Kernel
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
 from ._progress import Progress, reporting
-from ._tiles import choose_area, choose_tiles, Program, starts
+from ._tiles import (
+    choose_area,
+    choose_tiles,
+    cut,
+    empty,
+    Program,
+    starts,
+    write_tile,
+)
 from ._tracing import is_traced
 from ._uniform import common_variance
 from ._weights import without_weights
@@ -232,17 +240,17 @@ def _by_tiles(
     columns = x1 if x2 is None else x2
     n1, n2 = batch_size(x1), batch_size(columns)
     tiling = choose_tiles(n1, n2, area, symmetric=x2 is None)
-    row, column = _cut(x1, 0, tiling.rows), _cut(columns, 0, tiling.columns)
+    row, column = cut(x1, 0, tiling.rows), cut(columns, 0, tiling.columns)
     program = _program(entry, _pairs, arrays, row, column)
     out = new = None
-    write = _write if x2 is not None else _write_symmetric
+    write = write_tile if x2 is not None else _write_symmetric
     total = n1 * n2
     for done, tile in enumerate(tiling.tiles):
         jax.block_until_ready(new)
         report(done * total // len(tiling.tiles), total)
-        row = _cut(x1, tile.row, tiling.rows)
-        new = program(arrays, row, _cut(columns, tile.column, tiling.columns))
-        out = _empty(new, n1, n2) if out is None else out
+        row = cut(x1, tile.row, tiling.rows)
+        new = program(arrays, row, cut(columns, tile.column, tiling.columns))
+        out = empty(new, n1, n2) if out is None else out
         out = write(out, new, tile.row, tile.column)
     assert out is not None
     if x2 is None:
@@ -256,31 +264,12 @@ def _by_tiles(
 def _diagonal_by_tiles(entry: Entry, arrays: PyTree, x: PyTree, area: int) -> Pair:
     n = batch_size(x)
     size = min(area, n)
-    program = _program(entry, _alone, arrays, _cut(x, 0, size))
-    parts = [(start, program(arrays, _cut(x, start, size))) for start in starts(n, size)]
+    program = _program(entry, _alone, arrays, cut(x, 0, size))
+    parts = [(start, program(arrays, cut(x, start, size))) for start in starts(n, size)]
     out = jax.tree.map(lambda k: jnp.zeros((n, *k.shape[1:]), k.dtype), parts[0][1])
     for start, part in parts:
         out = jax.tree.map(lambda out, k, i=start: out.at[i : i + size].set(k), out, part)
     return out
-
-
-def _empty(tile: Pair, n1: int, n2: int) -> Pair:
-    return jax.tree.map(lambda k: jnp.zeros((n1, n2, *k.shape[2:]), k.dtype), tile)
-
-
-@ft.partial(jax.jit, static_argnums=2)
-def _cut(x: PyTree, start: int | Array, size: int) -> PyTree:
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), x)
-
-
-# These give the memory of the matrix back, so that there is one copy of it only.
-@ft.partial(jax.jit, donate_argnums=0)
-def _write(out: Pair, tile: Pair, row: Array, column: Array) -> Pair:
-    def write(out: Array, tile: Array) -> Array:
-        start = (row, column) + (0,) * (out.ndim - 2)
-        return lax.dynamic_update_slice(out, tile, start)
-
-    return jax.tree.map(write, out, tile)
 
 
 @ft.partial(jax.jit, donate_argnums=0)
@@ -288,8 +277,8 @@ def _write_symmetric(out: Pair, tile: Pair, row: Array, column: Array) -> Pair:
     mirrored = jax.tree.map(_mirror, tile, is_leaf=lambda k: isinstance(k, Covariance))
     # Tiles on the diagonal hold each entry twice, perhaps with other rounding.
     mean = lambda a, b: jnp.where(row == column, (a + b) / 2, a)
-    out = _write(out, jax.tree.map(mean, tile, mirrored), row, column)
-    return _write(out, jax.tree.map(mean, mirrored, tile), column, row)
+    out = write_tile(out, jax.tree.map(mean, tile, mirrored), row, column)
+    return write_tile(out, jax.tree.map(mean, mirrored, tile), column, row)
 
 
 def _mirror(cov: Covariance) -> Covariance:

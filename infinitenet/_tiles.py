@@ -1,5 +1,6 @@
 """Programs that are run on tiles of a matrix, one after the other."""
 
+import functools as ft
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -7,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
-from jaxtyping import PyTree
+import jax.lax as lax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 
 # Bytes of one array of a tile which still let the layers before and after share the cache
@@ -146,3 +149,28 @@ def _even(n: int, most: int) -> int:
 def starts(n: int, size: int) -> list[int]:
     """Where parts of some size begin which cover `n`: the last may overlap."""
     return [min(i * size, n - size) for i in range(-(-n // size))]
+
+
+def empty(tile: PyTree[Array], n1: int, n2: int) -> PyTree[Array]:
+    """Matrices of `n1` rows and `n2` columns, with further axes as those of a tile."""
+    return jax.tree.map(lambda k: jnp.zeros((n1, n2, *k.shape[2:]), k.dtype), tile)
+
+
+@ft.partial(jax.jit, static_argnums=2)
+def cut(x: PyTree[Array], start: int | Array, size: int) -> PyTree[Array]:
+    """Examples of a batch, from some start."""
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), x)
+
+
+# It gives the memory of the matrix back, so that there is one copy of it only.
+@ft.partial(jax.jit, donate_argnums=0)
+def write_tile(
+    out: PyTree[Array], tile: PyTree[Array], row: int | Array, column: int | Array
+) -> PyTree[Array]:
+    """Writes tiles into matrices, which cannot be used any more."""
+
+    def write(out: Array, tile: Array) -> Array:
+        start = (row, column) + (0,) * (out.ndim - 2)
+        return lax.dynamic_update_slice(out, tile, start)
+
+    return jax.tree.map(write, out, tile)

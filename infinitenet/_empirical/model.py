@@ -141,12 +141,13 @@ def _no_weights(model: Any) -> str:
     )
 
 
-def check_weights(weights: PyTree) -> None:
+def check_weights(weights: PyTree, name: str = "model") -> None:
     """**Raises:** `ValueError` if a weight is known not to be finite, with its place."""
+    remedy = "Train with a smaller learning rate."
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         if not is_traced(leaf):
-            name = f"model{jax.tree_util.keystr(path)}"
-            check_finite(name, jnp.asarray(leaf), "Train with a smaller learning rate.")
+            place = f"{name}{jax.tree_util.keystr(path)}"
+            check_finite(place, jnp.asarray(leaf), remedy)
 
 
 def to_examples(name: str, x: PyTree, model: Any) -> PyTree:

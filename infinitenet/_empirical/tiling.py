@@ -1,0 +1,331 @@
+"""Empirical kernels tile by tile, or over the devices of a mesh."""
+
+import functools as ft
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import jax.lax as lax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+from .._batch import batch_size
+from .._progress import Progress
+from .._tiles import cut, default_memory, empty, starts, write_tile
+from .axes import Axes, in_single
+from .features import Features, Outer
+from .methods import AbstractNTKMethod, one_batch, partners
+from .model import Unit
+
+
+# Of the NNGP and of the NTK, if asked for: for each array of outputs, a kernel of shape
+# `(n1, n2, full, full, diagonal)`.
+Kernels = tuple[list[Array] | None, list[Array] | None]
+
+
+class Task(eqx.Module):
+    """What is to be computed of pairs of units."""
+
+    unit: Unit
+    axes: tuple[Axes, ...] = eqx.field(static=True)
+    nngp: bool = eqx.field(static=True)
+    method: AbstractNTKMethod | None
+
+    def half(self, x: PyTree, n: float) -> tuple[list[Features] | None, PyTree]:
+        """What can be computed of units by themselves."""
+        outputs = [*self._outputs(x)] if self.nngp else None
+        if self.method is None:
+            return outputs, None
+        return outputs, self.method.half(self.unit, x, self.axes, n)
+
+    def _outputs(self, x: PyTree) -> list[Features]:
+        outs = jax.vmap(lambda x: self.unit(self.unit.weights, x))(x)
+        leaves = [in_single(out) for out in jax.tree.leaves(outs)]
+        zipped = zip(leaves, self.axes, strict=True)
+        return [
+            Features(axes.split(f.reshape(len(f), -1), f.shape[1:]), [])
+            for f, axes in zipped
+        ]
+
+    def pairs(self, half1: PyTree, half2: PyTree) -> Kernels:
+        """The kernels of all pairs."""
+        nngp = ntk = None
+        if self.nngp:
+            nngp = [a.nngp(b) for a, b in zip(half1[0], half2[0], strict=True)]
+        if self.method is not None:
+            ntk = self.method.pairs(self.unit, half1[1], half2[1], self.axes)
+        return nngp, ntk
+
+
+#
+# Sizes of tiles
+#
+
+
+class Sizes(NamedTuple):
+    """How many units have their halves computed at once, and how many make a tile."""
+
+    at_once: int
+    side: int
+
+
+def choose_sizes(task: Task, x: PyTree, n: float, memory: int | None) -> Sizes:
+    """Sizes for units such as the first of `x`, for some bytes of memory.
+
+    **Raises:** `ValueError` if that does not suffice for one pair of units.
+    """
+    if memory is None:
+        memory = default_memory()
+    if not isinstance(memory, int | float):
+        raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
+    is_array = lambda x: isinstance(x, jax.Array | np.ndarray)
+    arrays, static = eqx.partition(task, is_array)
+    to_struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    structs = jax.tree.map(to_struct, arrays)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
+    needed = _bytes(static, structs, one, n)
+    quarter = memory / 4
+    side = min(quarter / needed.half, math.sqrt(quarter / needed.pair))
+    if side < 1 or quarter < needed.pass_:
+        least = 4 * max(needed.half, needed.pair, needed.pass_)
+        raise ValueError(
+            f"`memory` must be at least {least} bytes for this model and these inputs, but "
+            f"it is {int(memory)}. Use `trace_axes` or `diagonal_axes`, or the method "
+            "`NTKVectorProducts()`, which takes the least."
+        )
+    return Sizes(max(int(quarter / needed.pass_), 1), int(side))
+
+
+class _Bytes(NamedTuple):
+    half: int
+    pair: int
+    pass_: int
+
+
+@ft.lru_cache(maxsize=256)
+def _bytes(static: Task, structs: PyTree, one: PyTree, n: float) -> _Bytes:
+    """Bytes for the half of a unit, for a pair of units, and for the passes of a unit."""
+
+    def half(arrays: PyTree, x: PyTree) -> PyTree:
+        return eqx.combine(arrays, static).half(one_batch(x), n)
+
+    def pair(arrays: PyTree, x: PyTree) -> PyTree:
+        each = half(arrays, x)
+        return each, eqx.combine(arrays, static).pairs(each, each)
+
+    def outputs(arrays: PyTree, x: PyTree) -> PyTree:
+        unit = eqx.combine(arrays, static).unit
+        return unit(unit.weights, x)
+
+    halves, kernels = jax.eval_shape(pair, structs, one)
+    between = sum(_between(f) for f in _leaves(halves, Outer))
+    closed, outs = jax.make_jaxpr(outputs, return_shape=True)(structs, one)
+    n_outputs = sum(math.prod(out.shape) for out in jax.tree.leaves(outs))
+    return _Bytes(
+        max(_nbytes(halves), 1),
+        max(_nbytes(kernels) + between, 1),
+        max(n_outputs * _intermediates(closed.jaxpr), 1),
+    )
+
+
+def _leaves(tree: PyTree, kind: type) -> list[Any]:
+    is_kind = lambda node: isinstance(node, kind)
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(leaf)]
+
+
+def _nbytes(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _between(factor: Outer) -> int:
+    """Bytes of what is in between when two factors are multiplied."""
+    _, full, diagonal, _, groups, positions, _ = factor.gradients.shape
+    entries = groups * positions**2 * (full**2 * diagonal + 1)
+    return entries * factor.gradients.dtype.itemsize
+
+
+def _intermediates(jaxpr: jex.Jaxpr) -> int:
+    """Bytes of all arrays on the way, which derivatives may need."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        for v in eqn.outvars:
+            aval: Any = v.aval
+            if hasattr(aval, "dtype"):
+                total += math.prod(aval.shape) * aval.dtype.itemsize
+    return total
+
+
+#
+# Outside of transformations: tile after tile
+#
+
+
+@eqx.filter_jit
+def _half(task: Task, x: PyTree, n: float, at_once: int) -> PyTree:
+    return _half_in_parts(task, x, n, at_once)
+
+
+def _half_in_parts(task: Task, x: PyTree, n: float, at_once: int) -> PyTree:
+    if batch_size(x) <= at_once:
+        return task.half(x, n)
+    one = lambda x: jax.tree.map(lambda x: x[0], task.half(one_batch(x), n))
+    return lax.map(one, x, batch_size=at_once)
+
+
+@eqx.filter_jit
+def _pairs(task: Task, half1: PyTree, half2: PyTree) -> Kernels:
+    return task.pairs(half1, half2)
+
+
+def by_tiles(
+    task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes, report: Progress
+) -> Kernels:
+    """The halves of some rows are kept, while those of all columns are computed."""
+    columns = x1 if x2 is None else x2
+    n1, n2 = batch_size(x1), batch_size(columns)
+    n = partners(n1, n2)
+    rows, width = (-(-m // -(-m // min(m, sizes.side))) for m in (n1, n2))
+    if x2 is None:
+        width = rows
+    make = lambda x, start, size: _half(task, cut(x, start, size), n, sizes.at_once)
+    out = None
+    for row in starts(n1, rows):
+        half1 = make(x1, row, rows)
+        for column in starts(n2, width):
+            if x2 is None and column < row:
+                continue
+            report(row * n2 + column * rows, n1 * n2)
+            same = x2 is None and column == row
+            half2 = half1 if same else make(columns, column, width)
+            tile = _pairs(task, half1, half2)
+            out = empty(tile, n1, n2) if out is None else out
+            if same:
+                tile = _symmetric(tile)
+            out = write_tile(out, tile, row, column)
+            if x2 is None and not same:
+                out = write_tile(out, _mirrored(tile), column, row)
+    assert out is not None
+    jax.block_until_ready(out)
+    report(n1 * n2, n1 * n2)
+    return out
+
+
+@jax.jit
+def _mirrored(kernels: Kernels) -> Kernels:
+    return jax.tree.map(_mirror, kernels)
+
+
+def _mirror(k: Array) -> Array:
+    return k.transpose(1, 0, 3, 2, 4)
+
+
+@jax.jit
+def _symmetric(kernels: Kernels) -> Kernels:
+    return jax.tree.map(lambda k: (k + _mirror(k)) / 2, kernels)
+
+
+#
+# Under transformations: one computation
+#
+
+
+def by_rows(task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes) -> Kernels:
+    """One computation, of which parts are done one after the other."""
+    columns = x1 if x2 is None else x2
+    n1, n2 = batch_size(x1), batch_size(columns)
+    n = partners(n1, n2)
+    if max(n1, n2) <= sizes.side:
+        half1 = _half_in_parts(task, x1, n, sizes.at_once)
+        same = x2 is None
+        half2 = half1 if same else _half_in_parts(task, columns, n, sizes.at_once)
+        out = task.pairs(half1, half2)
+    else:
+        side = min(sizes.side, sizes.at_once)
+        first = lambda tree: jax.tree.map(lambda k: k[0], tree)
+
+        def row(x1: PyTree) -> Kernels:
+            half1 = task.half(one_batch(x1), n)
+            one = lambda x2: first(
+                first(task.pairs(half1, task.half(one_batch(x2), n)))
+            )
+            return lax.map(one, columns, batch_size=min(side, n2))
+
+        out = lax.map(row, x1, batch_size=max(min(side // n2, n1), 1))
+    return _symmetric(out) if x2 is None else out
+
+
+@eqx.filter_jit
+def by_pairs(task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes) -> Kernels:
+    """The kernels of each unit with one other: arrays of a first axis only."""
+
+    def one(pair: tuple[PyTree, PyTree]) -> Kernels:
+        half1 = task.half(one_batch(pair[0]), 1.0)
+        half2 = half1 if x2 is None else task.half(one_batch(pair[1]), 1.0)
+        return jax.tree.map(lambda k: k[0, 0], task.pairs(half1, half2))
+
+    at_once = max(1, min(sizes.side, sizes.at_once, batch_size(x1)))
+    return lax.map(one, (x1, x1 if x2 is None else x2), batch_size=at_once)
+
+
+#
+# Over devices
+#
+
+
+def by_devices(
+    task: Task,
+    x1: PyTree,
+    x2: PyTree | None,
+    sizes: Sizes,
+    mesh: jax.sharding.Mesh,
+    paired: bool,
+) -> Kernels:
+    """Rows over the first axis of a mesh, columns over the second, if there is one."""
+    columns = x1 if x2 is None else x2
+    n1, n2 = batch_size(x1), batch_size(columns)
+    names = mesh.axis_names
+    row = names[0]
+    column = names[1] if len(names) > 1 and not paired else None
+    specs = PartitionSpec(row), PartitionSpec(row if paired else column)
+    rows, widths = mesh.shape[row], 1 if column is None else mesh.shape[column]
+    x1 = _padded(x1, rows)
+    columns = _padded(columns, rows if paired else widths)
+    arrays, static = eqx.partition(task, eqx.is_array)
+
+    def shard(arrays: PyTree, x1: PyTree, x2: PyTree) -> Kernels:
+        task = eqx.combine(arrays, static)
+        return (by_pairs if paired else by_rows)(task, x1, x2, sizes)
+
+    out_spec = specs[0] if paired else PartitionSpec(row, column)
+    program = jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), *specs),
+        out_specs=out_spec,
+        check_vma=False,
+    )
+    out = jax.jit(program)(arrays, x1, columns)
+    if paired:
+        return jax.tree.map(lambda k: k[:n1], out)
+    return jax.tree.map(lambda k: k[:n1, :n2], out)
+
+
+def _padded(x: PyTree, devices: int) -> PyTree:
+    """The last example repeated, up to a multiple of the number of devices."""
+    more = -batch_size(x) % devices
+    pad = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], more, axis=0)])
+    return jax.tree.map(pad, x) if more else x
+
+
+def joined(
+    kernels: list[Float[Array, "..."]],
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]],
+    axes: tuple[Axes, ...],
+) -> list[Array]:
+    """Kernels with both indices of each axis of outputs side by side."""
+    zipped = zip(kernels, shapes, axes, strict=True)
+    return [each.join(k, *shape) for k, shape, each in zipped]
