@@ -41,9 +41,7 @@ class Axes(NamedTuple):
         sizes = [math.prod(shape[i] for i in axes) for axes in self]
         return x.reshape(x.shape[0], *sizes, *rest)
 
-    def join(
-        self, k: Array, shape1: tuple[int, ...], shape2: tuple[int, ...]
-    ) -> Array:
+    def join(self, k: Array, shape1: tuple[int, ...], shape2: tuple[int, ...]) -> Array:
         """From `(..., full, full, diagonal)` to both indices of each axis side by side."""
         batch = k.shape[:-3]
         sizes = [
@@ -87,9 +85,7 @@ def to_axes(
     return Axes(full, diagonal, trace)
 
 
-def _numbered(
-    name: str, axes: Sequence[int], shape: tuple[int, ...]
-) -> tuple[int, ...]:
+def _numbered(name: str, axes: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(axes, int) or not all(isinstance(i, int) for i in axes):
         raise ValueError(f"`{name}` must be a sequence of whole numbers, not {axes!r}.")
     ndim = len(shape)

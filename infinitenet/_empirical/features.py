@@ -83,15 +83,11 @@ class Features(eqx.Module):
     factors: list[AbstractFactor]
 
     def nngp(self, other: "Features") -> Float[Array, "n1 n2 full1 full2 diagonal"]:
-        k = jnp.einsum(
-            "nfdt,kgdt->nkfgd", self.outputs, other.outputs, precision=_HIGHEST
-        )
+        k = jnp.einsum("nfdt,kgdt->nkfgd", self.outputs, other.outputs, precision=_HIGHEST)
         return k / self.outputs.shape[-1]
 
     def ntk(self, other: "Features") -> Float[Array, "n1 n2 full1 full2 diagonal"]:
-        k = sum(
-            a.kernel(b) for a, b in zip(self.factors, other.factors, strict=True)
-        )
+        k = sum(a.kernel(b) for a, b in zip(self.factors, other.factors, strict=True))
         return k / self.outputs.shape[-1]
 
 
@@ -202,14 +198,11 @@ def unit_features(
         }
         return outs, scaled
 
-    zeros = {
-        i: jnp.zeros(plan.sites[i].out.shape, plan.sites[i].out.dtype) for i in tapped
-    }
+    zeros = {i: jnp.zeros(plan.sites[i].out.shape, plan.sites[i].out.dtype) for i in tapped}
     explicit = [leaves[i] for i in plan.explicit]
     outs, pull, activations = jax.vjp(fn, zeros, explicit, has_aux=True)
     return [
-        _of_output(plan, outs, i, pull, activations, each, n)
-        for i, each in enumerate(axes)
+        _of_output(plan, outs, i, pull, activations, each, n) for i, each in enumerate(axes)
     ]
 
 

@@ -14,7 +14,7 @@ from .._progress import Progress, reporting
 from .._tracing import is_traced
 from .axes import Axes, check_same, to_axes
 from .methods import AbstractNTKMethod, choose_method, one_batch, partners
-from .model import output_shapes, to_examples, to_unit, Unit
+from .model import to_examples, to_unit, Unit, unit_outputs
 from .tiling import (
     by_devices,
     by_pairs,
@@ -52,7 +52,7 @@ def empirical_nngp(
     problem = _problem(model, x1, x2, options, nngp=True, ntk=False)
     nngp, _ = _compute(problem, options)
     assert nngp is not None
-    return jax.tree.unflatten(problem.structure, nngp)
+    return jax.tree.unflatten(problem.structure, _checked("nngp", nngp))
 
 
 def empirical_ntk(
@@ -123,7 +123,7 @@ def empirical_ntk(
     problem = _problem(model, x1, x2, options, nngp=False, ntk=True)
     _, ntk = _compute(problem, options)
     assert ntk is not None
-    return jax.tree.unflatten(problem.structure, ntk)
+    return jax.tree.unflatten(problem.structure, _checked("ntk", ntk))
 
 
 def empirical_kernel(
@@ -148,17 +148,10 @@ def empirical_kernel(
     **Raises:** as `empirical_ntk`.
     """
     options = Options(trace_axes, diagonal_axes, method, memory, mesh, progress)
-    problem = _problem(model, x1, x2, options, nngp=True, ntk=True)
-    if 0 in problem.axes[0].trace:
-        raise ValueError(
-            "`trace_axes` has axis 0, that of examples, of which no kernel is left: use "
-            "`diagonal_axes=(0,)`, and take the mean."
-        )
-    nngp, ntk = _compute(problem, options)
-    assert nngp is not None and ntk is not None
-    kind = GramDiagonal if 0 in problem.axes[0].diagonal else Gram
-    pairs = zip(nngp, ntk, strict=True)
-    return jax.tree.unflatten(problem.structure, [kind(a, b) for a, b in pairs])
+    nngp, ntk, kind, structure = unchecked_kernels(model, x1, x2, options, ntk=True)
+    assert ntk is not None
+    pairs = zip(_checked("nngp", nngp), _checked("ntk", ntk), strict=True)
+    return jax.tree.unflatten(structure, [kind(a, b) for a, b in pairs])
 
 
 class Options(NamedTuple):
@@ -170,6 +163,38 @@ class Options(NamedTuple):
     memory: int | None
     mesh: jax.sharding.Mesh | None
     progress: Progress | bool
+
+
+class Unchecked(NamedTuple):
+    """Kernels which may be infinite, for each array of outputs.
+
+    - `kind`: what holds a pair of them.
+    - `structure`: of the pytree of outputs.
+    """
+
+    nngp: list[Array]
+    ntk: list[Array] | None
+    kind: type[Gram] | type[GramDiagonal]
+    structure: Any
+
+
+def unchecked_kernels(
+    model: Any, x1: PyTree, x2: PyTree | None, options: Options, *, ntk: bool
+) -> Unchecked:
+    """As by `empirical_kernel`, but what is not finite is no error.
+
+    **Raises:** `ValueError` as `empirical_kernel`, for everything else.
+    """
+    problem = _problem(model, x1, x2, options, nngp=True, ntk=ntk)
+    if 0 in problem.axes[0].trace:
+        raise ValueError(
+            "`trace_axes` has axis 0, that of examples, of which no kernel is left: use "
+            "`diagonal_axes=(0,)`, and take the mean."
+        )
+    nngp, tangent = _compute(problem, options)
+    assert nngp is not None
+    kind = GramDiagonal if 0 in problem.axes[0].diagonal else Gram
+    return Unchecked(nngp, tangent, kind, problem.structure)
 
 
 class _Problem(NamedTuple):
@@ -206,12 +231,10 @@ def _problem(
     x2 = None if x2 is None else to_examples("x2", x2, model)
     sizes = [batch_size(x1), batch_size(x1 if x2 is None else x2)]
     units = [_units(unit, x) for x in (x1, x2)]
-    outs = [_output_shapes(unit, x) for x in units if x is not None]
+    outs = [unit_outputs(unit, x) for x in units if x is not None]
     outs = outs if x2 is not None else outs * 2
     structure = jax.tree.structure(outs[0])
-    shapes = [
-        (a.shape, b.shape) for a, b in zip(*map(jax.tree.leaves, outs), strict=True)
-    ]
+    shapes = [(a.shape, b.shape) for a, b in zip(*map(jax.tree.leaves, outs), strict=True)]
     axes = []
     for shape, other in shapes:
         _check_alike(unit, sizes, shape, other)
@@ -228,11 +251,6 @@ def _problem(
 def _units(unit: Unit, x: PyTree | None) -> PyTree | None:
     """A batch of units: of all examples at once if they are coupled."""
     return one_batch(x) if unit.coupled and x is not None else x
-
-
-def _output_shapes(unit: Unit, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    return output_shapes(unit, jax.tree.map(struct, x))
 
 
 def _check_alike(
@@ -282,15 +300,11 @@ def _compute(problem: _Problem, options: Options) -> Kernels:
     else:
         with reporting(options.progress, "empirical kernel", "entries") as report:
             out = by_tiles(task, x1, x2, sizes, report)
-    names = ("nngp", "ntk")
-    nngp, ntk = (
-        None if k is None else _finished(name, problem, k)
-        for name, k in zip(names, out, strict=True)
-    )
+    nngp, ntk = (None if k is None else _finished(problem, k) for k in out)
     return nngp, ntk
 
 
-def _finished(name: str, problem: _Problem, kernels: list[Array]) -> list[Array]:
+def _finished(problem: _Problem, kernels: list[Array]) -> list[Array]:
     coupled = problem.task.unit.coupled
     if coupled:
         kernels = [k[0, 0] for k in kernels]
@@ -299,8 +313,12 @@ def _finished(name: str, problem: _Problem, kernels: list[Array]) -> list[Array]
     for k, axes in zip(each, problem.axes, strict=True):
         if 0 in axes.trace and not coupled:
             k = jnp.mean(k, axis=0)
-        out.append(check_finite(name, k, _NOT_FINITE))
+        out.append(k)
     return out
+
+
+def _checked(name: str, kernels: list[Array]) -> list[Array]:
+    return [check_finite(name, k, _NOT_FINITE) for k in kernels]
 
 
 _NOT_FINITE = (

@@ -185,13 +185,13 @@ _REMEDY = (
 )
 
 
-def output_shapes(unit: Unit, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes of the outputs on one unit.
+def unit_outputs(unit: Unit, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes of the outputs on one of a batch of units.
 
     **Raises:** `ValueError`, with the remedy, if the model cannot be evaluated.
     """
+    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
     try:
-        # Of all that it closes over, only shapes.
         out = eqx.filter_eval_shape(lambda unit, x: unit(unit.weights, x), unit, x)
     except LayerError:
         raise

@@ -100,9 +100,7 @@ class Evaluation:
             env |= zip(eqn.outvars, self._equation(jaxpr, eqn, inputs), strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _equation(
-        self, jaxpr: jex.Jaxpr, eqn: Any, inputs: list[Value]
-    ) -> list[Value]:
+    def _equation(self, jaxpr: jex.Jaxpr, eqn: Any, inputs: list[Value]) -> list[Value]:
         weights = frozenset().union(*(value.weights for value in inputs))
         inner = _inner(eqn) if weights else None
         if inner is not None:
@@ -120,7 +118,6 @@ class Evaluation:
             else:
                 outs = [self.tap(site, outs[0])]
         return [Value(out, True) for out in outs]
-
 
     def _scan(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         """Step by step, as each is a site."""

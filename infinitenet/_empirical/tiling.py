@@ -82,12 +82,8 @@ def choose_sizes(task: Task, x: PyTree, n: float, memory: int | None) -> Sizes:
         memory = default_memory()
     if not isinstance(memory, int | float):
         raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
-    is_array = lambda x: isinstance(x, jax.Array | np.ndarray)
-    arrays, static = eqx.partition(task, is_array)
-    to_struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    structs = jax.tree.map(to_struct, arrays)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
-    needed = _bytes(static, structs, one, n)
+    needed = _bytes(*_as_keys((task, one)), n)
     quarter = memory / 4
     side = min(quarter / needed.half, math.sqrt(quarter / needed.pair))
     if side < 1 or quarter < needed.pass_:
@@ -106,9 +102,24 @@ class _Bytes(NamedTuple):
     pass_: int
 
 
+def _as_keys(tree: PyTree) -> tuple[Any, tuple[Any, ...]]:
+    """A tree such that it can be told from others, with shapes in place of arrays."""
+
+    def to_key(x: Any) -> Any:
+        is_array = isinstance(x, jax.Array | np.ndarray)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if is_array else x
+
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(map(to_key, leaves))
+
+
+# Tracing takes longer than small kernels do.
 @ft.lru_cache(maxsize=256)
-def _bytes(static: Task, structs: PyTree, one: PyTree, n: float) -> _Bytes:
+def _bytes(structure: Any, leaves: tuple[Any, ...], n: float) -> _Bytes:
     """Bytes for the half of a unit, for a pair of units, and for the passes of a unit."""
+    task, one = jax.tree.unflatten(structure, leaves)
+    is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+    structs, static = eqx.partition(task, is_struct)
 
     def half(arrays: PyTree, x: PyTree) -> PyTree:
         return eqx.combine(arrays, static).half(one_batch(x), n)
@@ -249,9 +260,7 @@ def by_rows(task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes) -> Kernels:
 
         def row(x1: PyTree) -> Kernels:
             half1 = task.half(one_batch(x1), n)
-            one = lambda x2: first(
-                first(task.pairs(half1, task.half(one_batch(x2), n)))
-            )
+            one = lambda x2: first(first(task.pairs(half1, task.half(one_batch(x2), n))))
             return lax.map(one, columns, batch_size=min(side, n2))
 
         out = lax.map(row, x1, batch_size=max(min(side // n2, n1), 1))
