@@ -116,7 +116,7 @@ class _Session:
         self.x_test = self.jax.device_put(draw(self.workload.n_test, N_INPUTS))
         self.y_train = self.jax.device_put(draw(self.workload.n_train, N_OUTPUTS))
         self.t = np.geomspace(1, 1e6, self.workload.n_times or 1, dtype=np.float32)
-        version = importlib.import_module("peer")._version(self.library)
+        version = importlib.import_module("peer").version(self.library)
         return {
             "python": sys.version.split()[0],
             "jax": self.jax.__version__,

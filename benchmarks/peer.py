@@ -120,7 +120,7 @@ def _infinitenet(workload: Workload) -> KernelFn:
     return run
 
 
-def _wide_resnet(stax: Any, workload: Workload) -> Any:
+def wide_resnet(stax: Any, depth: int, widening: int, out_size: int) -> Any:
     """Returns `infinitenet.WideResNet` in terms of the other library."""
 
     def conv(width: int, strides: tuple[int, int] = (1, 1)) -> Any:
@@ -132,14 +132,15 @@ def _wide_resnet(stax: Any, workload: Workload) -> Any:
         return stax.serial(stax.FanOut(2), branches, stax.FanInSum())
 
     layers = [conv(16)]
-    for width, strides in ((160, (1, 1)), (320, (2, 2)), (640, (2, 2))):
+    for factor, strides in ((16, (1, 1)), (32, (2, 2)), (64, (2, 2))):
+        width = factor * widening
         first = conv(width, strides)
-        others = (workload.depth - 4) // 6 - 1
+        others = (depth - 4) // 6 - 1
         layers += [
             block(first, first, width),
             *[block(conv(width), stax.Identity(), width)] * others,
         ]
-    return stax.serial(*layers, stax.GlobalAvgPool(), stax.Dense(workload.out_size))
+    return stax.serial(*layers, stax.GlobalAvgPool(), stax.Dense(out_size))
 
 
 def _neural_tangents(workload: Workload, mode: str) -> KernelFn:
@@ -150,7 +151,7 @@ def _neural_tangents(workload: Workload, mode: str) -> KernelFn:
     jax = importlib.import_module("jax")
     nt = importlib.import_module("neural_tangents")
     if workload.residual:
-        _, _, kernel_fn = _wide_resnet(nt.stax, workload)
+        _, _, kernel_fn = wide_resnet(nt.stax, workload.depth, 10, workload.out_size)
     else:
         _, _, kernel_fn = nt.stax.serial(*_layers(nt.stax, workload))
     if mode != "eager":
@@ -165,7 +166,7 @@ def _neural_tangents(workload: Workload, mode: str) -> KernelFn:
     return run
 
 
-def _version(library: str) -> str:
+def version(library: str) -> str:
     """Returns the version of a library, which need not be installed to be imported."""
     try:
         return importlib.metadata.version(library.replace("_", "-"))
@@ -204,7 +205,7 @@ class _Session:
             "python": sys.version.split()[0],
             "jax": jax.__version__,
             "device": jax.devices()[0].platform,
-            "library": _version(self.library),
+            "library": version(self.library),
             "mode": self.mode,
             "peak_mib": peak_mib(),
         }
@@ -250,11 +251,13 @@ def _serve(session: object, requests: TextIO, answers: TextIO) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def serve(make_session: Callable[[str, str], object]) -> None:
+def serve(
+    make_session: Callable[[str, str], object], modes: tuple[str, ...] = MODES
+) -> None:
     """Sets the streams apart and serves, as the command line says."""
     parser = argparse.ArgumentParser(description="Times one library.")
     parser.add_argument("--library", choices=LIBRARIES, required=True)
-    parser.add_argument("--mode", choices=MODES, default="jit")
+    parser.add_argument("--mode", choices=modes, default="jit")
     args = parser.parse_args()
     # Whatever a library prints, from Python or from C++, goes to the standard error,
     # so that only answers are ever written to the pipe.

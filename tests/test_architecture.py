@@ -94,6 +94,7 @@ _order = [
     "_inference.network",
     "_inference",
     "_checkpoint",
+    "_empirical.abstract",
     "_empirical.model",
     "_empirical.taylor",
     "_empirical.axes",

@@ -12,6 +12,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .abstract import of_shapes
 from .axes import Axes, in_single
 from .features import AbstractFactor, Features, make_plan, Outer, unit_features, Whole
 from .model import Unit
@@ -168,6 +169,7 @@ def one_batch(x: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], x)
 
 
+@of_shapes
 def choose_method(
     unit: Unit, x: PyTree, axes: tuple[Axes, ...], n1: int, n2: int
 ) -> AbstractNTKMethod:
@@ -177,7 +179,9 @@ def choose_method(
     better.
     """
     method, n = StructuredDerivatives(), partners(n1, n2)
-    half = jax.eval_shape(lambda x: method.half(unit, one_batch(x), axes, n), x)
+    half = eqx.filter_eval_shape(
+        lambda unit, x: method.half(unit, one_batch(x), axes, n), unit, x
+    )
     contraction = sum(
         _contraction(factor)
         for factor in jax.tree.leaves(half, is_leaf=_is_factor)
@@ -207,9 +211,14 @@ def _contraction(factor: Any) -> int:
 
 def _forward(unit: Unit, x: PyTree) -> tuple[int, int]:
     """Multiplications of a forward pass, and the number of outputs."""
-    leaves, structure = jax.tree.flatten(unit.weights)
-    fn = lambda leaves, x: unit(jax.tree.unflatten(structure, leaves), x)
-    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(leaves, x)
+    is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+    structs, static = eqx.partition(unit, is_struct)
+
+    def fn(structs: Unit, x: PyTree) -> PyTree:
+        unit = eqx.combine(structs, static)
+        return unit(unit.weights, x)
+
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(structs, x)
     outputs = sum(math.prod(s.shape) for s in jax.tree.leaves(shapes))
     return multiplications(closed.jaxpr), outputs
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._batch import to_batch
 from .._checks import check_finite
@@ -15,6 +15,7 @@ from .._layer import AbstractLayer
 from .._path import LayerError
 from .._tracing import is_traced
 from .._weights import AbstractModel, FreeWeights, trainable
+from .abstract import of_shapes
 
 
 def _to_weights(weights: PyTree) -> FreeWeights:
@@ -185,6 +186,7 @@ _REMEDY = (
 )
 
 
+@of_shapes
 def unit_outputs(unit: Unit, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes of the outputs on one of a batch of units.
 
@@ -199,8 +201,8 @@ def unit_outputs(unit: Unit, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
         shapes = jax.tree.map(lambda x: x.shape, x)
         what = "the batch" if unit.coupled else "one example"
         raise ValueError(
-            f"`model` failed on {what}, of shape {shapes}: {type(error).__name__}: {error}\n"
-            f"{_REMEDY}"
+            f"`model` failed on {what}, of shape {shapes}: {type(error).__name__}: "
+            f"{error}\n{_REMEDY}"
         ) from error
     leaves = jax.tree.leaves(out)
     good = [

@@ -1,6 +1,5 @@
 """Empirical kernels tile by tile, or over the devices of a mesh."""
 
-import functools as ft
 import math
 from typing import Any, NamedTuple
 
@@ -9,13 +8,13 @@ import jax
 import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from .._batch import batch_size
 from .._progress import Progress
 from .._tiles import cut, default_memory, empty, starts, write_tile
+from .abstract import of_shapes
 from .axes import Axes, in_single
 from .features import Features, Outer
 from .methods import AbstractNTKMethod, one_batch, partners
@@ -83,7 +82,7 @@ def choose_sizes(task: Task, x: PyTree, n: float, memory: int | None) -> Sizes:
     if not isinstance(memory, int | float):
         raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
-    needed = _bytes(*_as_keys((task, one)), n)
+    needed = _bytes(task, one, n)
     quarter = memory / 4
     side = min(quarter / needed.half, math.sqrt(quarter / needed.pair))
     if side < 1 or quarter < needed.pass_:
@@ -102,22 +101,9 @@ class _Bytes(NamedTuple):
     pass_: int
 
 
-def _as_keys(tree: PyTree) -> tuple[Any, tuple[Any, ...]]:
-    """A tree such that it can be told from others, with shapes in place of arrays."""
-
-    def to_key(x: Any) -> Any:
-        is_array = isinstance(x, jax.Array | np.ndarray)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype) if is_array else x
-
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(map(to_key, leaves))
-
-
-# Tracing takes longer than small kernels do.
-@ft.lru_cache(maxsize=256)
-def _bytes(structure: Any, leaves: tuple[Any, ...], n: float) -> _Bytes:
+@of_shapes
+def _bytes(task: Task, one: PyTree, n: float) -> _Bytes:
     """Bytes for the half of a unit, for a pair of units, and for the passes of a unit."""
-    task, one = jax.tree.unflatten(structure, leaves)
     is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
     structs, static = eqx.partition(task, is_struct)
 
