@@ -16,6 +16,31 @@ from ._comparison import (
     expected_loss as expected_loss,
 )
 from ._covariance import Covariance as Covariance, Pairs as Pairs
+from ._empirical.kernels import (
+    empirical_kernel as empirical_kernel,
+    empirical_nngp as empirical_nngp,
+    empirical_ntk as empirical_ntk,
+)
+from ._empirical.methods import (
+    AbstractNTKMethod as AbstractNTKMethod,
+    JacobianContraction as JacobianContraction,
+    NTKVectorProducts as NTKVectorProducts,
+    StructuredDerivatives as StructuredDerivatives,
+)
+from ._empirical.model import (
+    BatchFunction as BatchFunction,
+    CoupledFunction as CoupledFunction,
+)
+from ._empirical.taylor import (
+    linearize as linearize,
+    taylor_expand as taylor_expand,
+    TaylorFunction as TaylorFunction,
+    TaylorModel as TaylorModel,
+)
+from ._empirical.vector_product import (
+    ntk_vector_product as ntk_vector_product,
+    NTKVectorProduct as NTKVectorProduct,
+)
 from ._ensemble import (
     draw_ensemble as draw_ensemble,
     train_ensemble as train_ensemble,
