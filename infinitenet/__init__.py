@@ -220,6 +220,16 @@ from ._layers.waves import (
     Sin as Sin,
 )
 from ._matrices import Gram as Gram, GramDiagonal as GramDiagonal
+from ._monte_carlo.convergence import (
+    monte_carlo_convergence as monte_carlo_convergence,
+    MonteCarloConvergence as MonteCarloConvergence,
+)
+from ._monte_carlo.deviation import (
+    KernelComparison as KernelComparison,
+    KernelDeviation as KernelDeviation,
+)
+from ._monte_carlo.estimate import MonteCarloGram as MonteCarloGram
+from ._monte_carlo.gram import monte_carlo_gram as monte_carlo_gram
 from ._parameterization import (
     AbstractParameterization as AbstractParameterization,
     NTKParameterization as NTKParameterization,

@@ -3,6 +3,7 @@
 Matplotlib is an extra, imported when something is drawn: `pip install "infinitenet[plot]"`.
 """
 
+from ._convergence import convergence as convergence
 from ._kernels import (
     kernel as kernel,
     learning_curve as learning_curve,

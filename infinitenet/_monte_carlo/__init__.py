@@ -1,0 +1,1 @@
+"""Kernels of finite random networks, averaged over draws of their weights."""
