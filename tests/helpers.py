@@ -1,7 +1,10 @@
 """Networks, built from the specifications that stored values come with."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -30,6 +33,21 @@ def run_once(fn, *args):
     """`fn(*args)`, compiled like that."""
     arrays, static = eqx.partition(args, eqx.is_array)
     return quick_jit(lambda arrays: fn(*eqx.combine(arrays, static)))(arrays)
+
+
+def run_python(source):
+    """Runs a program in a process of its own, where JAX is not yet initialised."""
+    # The same `infinitenet` as this process: installed, or the one of the repository.
+    package = pathlib.Path(inn.__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", source],
+        env=os.environ | {"PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def _affine_options(spec):

@@ -30,7 +30,7 @@ def _equinox(make_model, shape):
 
 
 class SharedResNet(eqx.Module):
-    """One convolution, three times; a head that uses the weights of the stem, transposed."""
+    """One convolution, three times; the weights of the stem in the head, transposed."""
 
     stem: jax.Array
     conv: eqx.nn.Conv2d
@@ -94,7 +94,7 @@ class Transformer(eqx.Module):
 
 
 class Odd(eqx.Module):
-    """Convolutions of all kinds, a normalised weight, a weight in a branch, an unused one."""
+    """Convolutions of all kinds; weights that are normalised, in a branch, not used."""
 
     grouped: eqx.nn.Conv1d
     transposed: eqx.nn.ConvTranspose1d

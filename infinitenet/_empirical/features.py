@@ -32,9 +32,11 @@ class AbstractFactor(eqx.Module):
 
 
 class Whole(AbstractFactor):
-    """The gradients themselves."""
+    """The gradients themselves. Axes of the weight are before and after those of outputs,
+    as they come from matrix products: to bring them together takes as long as these.
+    """
 
-    gradients: Float[Array, "n full diagonal trace size"]
+    gradients: Float[Array, "n inputs full diagonal trace outputs"]
 
     def whole(self):
         return self
@@ -42,7 +44,7 @@ class Whole(AbstractFactor):
     def kernel(self, other):
         other = other.whole()
         return jnp.einsum(
-            "nfdts,kgdts->nkfgd", self.gradients, other.gradients, precision=_HIGHEST
+            "nifdtj,kigdtj->nkfgd", self.gradients, other.gradients, precision=_HIGHEST
         )
 
 
@@ -68,12 +70,12 @@ class Outer(AbstractFactor):
 
     def whole(self):
         d = jnp.einsum(
-            "nhpi,nfdthpj->nfdthij",
+            "nhpi,nfdthpj->nhifdtj",
             self.activations,
             self.gradients,
             precision=_HIGHEST,
         )
-        return Whole(d.reshape(*d.shape[:4], -1))
+        return Whole(d.reshape(d.shape[0], -1, *d.shape[3:]))
 
 
 class Features(eqx.Module):
@@ -222,7 +224,7 @@ def _of_output(
     added, explicit = jax.vmap(along)(basis)
     split = lambda x: axes.split(in_single(x)[None], out.shape)
     factors: list[AbstractFactor] = [
-        Whole(split(d.reshape(out.size, -1))) for d in explicit
+        Whole(split(d.reshape(out.size, -1))[:, None]) for d in explicit
     ]
     for group in plan.groups:
         a = jnp.concatenate([activations[i] for i in group], axis=1)

@@ -200,8 +200,8 @@ def _is_factor(node: object) -> bool:
 def _contraction(factor: Any) -> int:
     """Multiplications for a pair of units."""
     if isinstance(factor, Whole):
-        _, full, diagonal, trace, size = factor.gradients.shape
-        return full**2 * diagonal * trace * size
+        _, inputs, full, diagonal, trace, outputs = factor.gradients.shape
+        return full**2 * diagonal * trace * inputs * outputs
     assert isinstance(factor, Outer)
     _, full, diagonal, trace, groups, positions, outputs = factor.gradients.shape
     pairs = full**2 * diagonal

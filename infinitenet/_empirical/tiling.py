@@ -8,7 +8,7 @@ import jax
 import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from .._batch import batch_size
@@ -303,7 +303,10 @@ def by_devices(
         out_specs=out_spec,
         check_vma=False,
     )
-    out = jax.jit(program)(arrays, x1, columns)
+    place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+    out = jax.jit(program)(
+        place(arrays, PartitionSpec()), place(x1, specs[0]), place(columns, specs[1])
+    )
     if paired:
         return jax.tree.map(lambda k: k[:n1], out)
     return jax.tree.map(lambda k: k[:n1, :n2], out)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from .._batch import batch_size
 from .._checks import check_finite, check_shape
@@ -25,7 +25,7 @@ class NTKVectorProduct(eqx.Module):
     x2: PyTree[Array]
     at_once: int = eqx.field(static=True)
 
-    def __call__(self, v: PyTree[Float[Array, "n2 *outputs"]]) -> PyTree[Array]:
+    def __call__(self, v: PyTree[Array]) -> PyTree[Array]:
         """Multiplies.
 
         **Arguments:**
