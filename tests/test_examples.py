@@ -62,3 +62,21 @@ def test_learn_hyperparameters(tmp_path):
     assert len(rows) == 9
     likelihoods = [float(likelihood) for _, likelihood in rows]
     assert all(a < b for a, b in zip(likelihoods[::3], likelihoods[1::3], strict=True))
+
+
+def test_weight_space(tmp_path):
+    out = _run("weight_space", tmp_path)
+    number = r"[\d.]+(?:e-\d+|e\+\d+)?"
+    rows = re.findall(rf"^ +\d+((?: +{number}){{5}})$", out, re.MULTILINE)
+    rows = [[float(x) for x in row.split()] for row in rows]
+    assert len(rows) == 12
+    # Weights and functions agree: to rounding, or as far as steps are small.
+    squared, entropy = rows[:6], rows[6:]
+    assert all(row[1] == row[2] and row[4] < 1e-12 for row in squared)
+    assert all(abs(row[1] - row[2]) < 0.1 for row in entropy)
+    # Losses decrease, and the network is not its linearisation.
+    for each in (squared, entropy):
+        assert all(
+            last < first for first, last in zip(each[0][:3], each[-1][:3], strict=True)
+        )
+    assert squared[-1][3] > 1e-3
