@@ -64,6 +64,16 @@ def test_learn_hyperparameters(tmp_path):
     assert all(a < b for a, b in zip(likelihoods[::3], likelihoods[1::3], strict=True))
 
 
+def test_monte_carlo_convergence(tmp_path):
+    out = _run("monte_carlo_convergence", tmp_path)
+    # Two widths of each kernel, which are more exact with more networks.
+    rows = re.findall(
+        r"^ +[18]((?: +\d\.\d{4}){3}) +-\d\.\d\d +\d\.\d{4}$", out, re.MULTILINE
+    )
+    assert len(rows) == 4
+    assert all(float(row.split()[2]) < float(row.split()[0]) for row in rows)
+
+
 def test_weight_space(tmp_path):
     out = _run("weight_space", tmp_path)
     number = r"[\d.]+(?:e-\d+|e\+\d+)?"
@@ -80,3 +90,11 @@ def test_weight_space(tmp_path):
             last < first for first, last in zip(each[0][:3], each[-1][:3], strict=True)
         )
     assert squared[-1][3] > 1e-3
+
+
+def test_empirical_ntk(tmp_path):
+    out = _run("empirical_ntk", tmp_path)
+    errors = re.findall(r"differs by (\S+)$", out, re.MULTILINE)
+    assert len(errors) == 6 and all(float(error) < 1e-5 for error in errors)
+    rows = re.findall(r"^(?:before|after) training +([\d.]+) +[\d.]+ +[\d.]+$", out, re.M)
+    assert len(rows) == 2 and float(rows[0]) < float(rows[1])

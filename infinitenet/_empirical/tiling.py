@@ -8,7 +8,7 @@ import jax
 import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from .._batch import batch_size
@@ -283,6 +283,9 @@ def by_devices(
     columns = x1 if x2 is None else x2
     n1, n2 = batch_size(x1), batch_size(columns)
     names = mesh.axis_names
+    # Of any number of rows, also where axes are explicit.
+    auto = (AxisType.Auto,) * len(names)
+    mesh = jax.sharding.Mesh(mesh.devices, names, axis_types=auto)
     row = names[0]
     column = names[1] if len(names) > 1 and not paired else None
     specs = PartitionSpec(row), PartitionSpec(row if paired else column)
