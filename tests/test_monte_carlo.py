@@ -504,6 +504,15 @@ def test_exact_kernels_have_no_deviation():
     assert np.max(np.abs(z)) < 1
 
 
+def test_mesh():
+    # Of explicit axes, as `jax.make_mesh` makes them.
+    mesh = jax.make_mesh((1,), ("rows",))
+    shared = _run(n_samples=3, mesh=mesh)
+    np.testing.assert_allclose(
+        shared.gram.nngp, _run(n_samples=3).gram.nngp, rtol=1e-12, atol=1e-14
+    )
+
+
 def test_diagonal():
     diagonal = _run(n_samples=4, diagonal_axes=(0,))
     assert isinstance(diagonal.gram, inn.GramDiagonal)

@@ -123,35 +123,27 @@ def monte_carlo_convergence(
         ICLR 2020: Figure 2.
     """
     widths = _to_widths(widths)
-    if checkpoint is not None:
-        checkpoint = pathlib.Path(checkpoint)
-        checkpoint.mkdir(parents=True, exist_ok=True)
-    rows, counts = [], []
+    options: dict = {"n_samples": n_samples, "ntk": ntk, "save_every": save_every}
+    options |= {"samples_at_once": samples_at_once, "method": method}
+    options |= {"memory": memory, "mesh": mesh}
+    rows, records = [], ()
     with reporting(progress, "Monte Carlo", "networks") as report:
         for i, width in enumerate(widths):
             net = net_of_width(width)
             # First, as it may be refused.
             k = _exact(exact, net, x1, x2, ntk)
             shift = lambda done, total, i=i: report(i * total + done, len(widths) * total)
-            estimate = monte_carlo_gram(
-                net,
-                jr.fold_in(key, width),
-                x1,
-                x2,
-                n_samples=n_samples,
-                ntk=ntk,
-                samples_at_once=samples_at_once,
-                method=method,
-                memory=memory,
-                mesh=mesh,
-                progress=shift,
-                checkpoint=checkpoint and checkpoint / f"width_{width}.npz",
-                save_every=save_every,
-            )
+            options |= {"progress": shift, "checkpoint": _file(checkpoint, width)}
+            estimate = monte_carlo_gram(net, jr.fold_in(key, width), x1, x2, **options)
             rows.append(_errors(estimate, k))
-            counts = [record.n_samples for record in estimate.records]
+            records = estimate.records
+    counts = jnp.asarray([record.n_samples for record in records])
     table = jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
-    return MonteCarloConvergence(jnp.asarray(widths), jnp.asarray(counts), *table)
+    return MonteCarloConvergence(jnp.asarray(widths), counts, *table)
+
+
+def _file(folder: str | os.PathLike | None, width: int) -> pathlib.Path | None:
+    return None if folder is None else pathlib.Path(folder) / f"width_{width}.npz"
 
 
 def _to_widths(widths: Any) -> list[int]:

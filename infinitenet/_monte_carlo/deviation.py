@@ -95,7 +95,7 @@ class KernelDeviation(eqx.Module):
             else f"inconsistent with sampling error alone (p < {max(p, 1e-16):.0e})"
         )
         return (
-            f"relative error {percent(self.relative_error)}, of which sampling alone makes "
+            f"relative error {percent(self.relative_error)}, where sampling alone makes "
             f"{percent(self.relative_standard_error)}; z-scores have a root mean square of "
             f"{rms:.2f} and are up to {float(jnp.max(jnp.abs(self.z))):.1f}; "
             f"{percent(self.within())} are within their intervals of 95 %: {verdict}"

@@ -81,8 +81,8 @@ def monte_carlo_gram(
     - `rtol`: stops as soon as the root mean square of the standard errors is below this
         fraction of that of the kernel (of both kernels), after 16 networks or more.
         `n_samples` is then the largest number of networks.
-    - `samples_at_once`: how many networks to evaluate at the same time. For small networks
-        on a GPU some tens are faster. Results differ by rounding only.
+    - `samples_at_once`: how many networks to evaluate at the same time. Single small
+        networks leave most of a GPU idle. Results differ by rounding only.
     - `trace_axes`, `diagonal_axes`, `method`, `memory`, `mesh`: as for
         [`infinitenet.empirical_ntk`][].
     - `progress`: as for [`infinitenet.gram`][], with the number of networks.
@@ -118,15 +118,12 @@ def monte_carlo_gram(
     at_once = _to_size(samples_at_once)
     memory = memory if at_once == 1 else int(memory or default_memory()) // at_once
     axes = (_hashable(trace_axes), _hashable(diagonal_axes))
-    options = Options(ntk, *axes, method, memory, mesh)
+    options = Options(ntk, *axes, method, memory, _automatic(mesh))
     tolerance = None if rtol is None else jnp.asarray(rtol, float)
     experiment = Experiment(sampler, options, key, x1, x2, at_once, tolerance)
     if is_traced(experiment):
         if rtol is not None or checkpoint is not None:
-            raise ValueError(
-                "`rtol` and `checkpoint` need values, which are not known under `jit` and "
-                "other transformations: leave them out, or call it outside."
-            )
+            raise ValueError(_NOT_TRACED)
         return _estimate(unconditional(experiment, counts), counts, None)
     fingerprint = {} if checkpoint is None else _fingerprint(net, experiment)
     store = Store(checkpoint, save_every, fingerprint, empty(experiment))
@@ -134,6 +131,17 @@ def monte_carlo_gram(
         moments, reached = run(experiment, counts, store, report)
     done = [int(m.count) for m in moments]
     return _estimate(moments, done, None if rtol is None else reached)
+
+
+_NOT_TRACED = (
+    "`rtol` and `checkpoint` need values, which are not known under `jit` and other "
+    "transformations: leave them out, or call it outside."
+)
+
+
+def _automatic(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
+    """As the shards of what is in a loop are left to the compiler."""
+    return None if mesh is None else jax.sharding.Mesh(mesh.devices, mesh.axis_names)
 
 
 def _estimate(
