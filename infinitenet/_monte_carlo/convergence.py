@@ -123,6 +123,11 @@ def monte_carlo_convergence(
         ICLR 2020: Figure 2.
     """
     widths = _to_widths(widths)
+    if np.size(n_samples) and np.max(n_samples) < 2:
+        raise ValueError(
+            "`n_samples` must go to 2 at least, as one network has no standard error, but "
+            f"it is {n_samples!r}."
+        )
     options: dict = {"n_samples": n_samples, "ntk": ntk, "save_every": save_every}
     options |= {"samples_at_once": samples_at_once, "method": method}
     options |= {"memory": memory, "mesh": mesh}
@@ -159,6 +164,11 @@ def _to_widths(widths: Any) -> list[int]:
 def _exact(exact: Gram | None, net: Any, x1: PyTree, x2: PyTree | None, ntk: bool) -> Gram:
     if exact is not None:
         check_gram("exact", exact)
+        # Inputs are looked at later.
+        examples = lambda x: np.shape(jax.tree.leaves(x)[0])[:1]
+        sizes = (*examples(x1), *examples(x1 if x2 is None else x2))
+        because = "a row for each of `x1` and a column for each of `x2`"
+        check_shape("exact.nngp", exact.nngp, (*sizes, *exact.nngp.shape[2:]), because)
         if ntk and exact.ntk is None:
             raise ValueError("`exact` has no NTK: give it, or use `ntk=False`.")
         return exact
