@@ -98,3 +98,12 @@ def test_empirical_ntk(tmp_path):
     assert len(errors) == 6 and all(float(error) < 1e-5 for error in errors)
     rows = re.findall(r"^(?:before|after) training +([\d.]+) +[\d.]+ +[\d.]+$", out, re.M)
     assert len(rows) == 2 and float(rows[0]) < float(rows[1])
+
+
+def test_finite_vs_infinite(tmp_path):
+    out = _run("finite_vs_infinite", tmp_path)
+    rows = re.findall(r"^ +\d+((?: +\d+\.\d+){6})$", out, re.MULTILINE)
+    rows = [[float(x) for x in row.split()] for row in rows]
+    assert len(rows) == 2
+    # Kernels of wider networks move less.
+    assert rows[1][-1] < rows[0][-1]

@@ -283,36 +283,33 @@ def by_devices(
     columns = x1 if x2 is None else x2
     n1, n2 = batch_size(x1), batch_size(columns)
     names = mesh.axis_names
+    row, column = names[0], names[1] if len(names) > 1 and not paired else None
     # Of any number of rows, also where axes are explicit.
     auto = (AxisType.Auto,) * len(names)
     mesh = jax.sharding.Mesh(mesh.devices, names, axis_types=auto)
-    row = names[0]
-    column = names[1] if len(names) > 1 and not paired else None
+    # Pairs are spread like rows.
     specs = PartitionSpec(row), PartitionSpec(row if paired else column)
-    rows, widths = mesh.shape[row], 1 if column is None else mesh.shape[column]
-    x1 = _padded(x1, rows)
-    columns = _padded(columns, rows if paired else widths)
     arrays, static = eqx.partition(task, eqx.is_array)
 
     def shard(arrays: PyTree, x1: PyTree, x2: PyTree) -> Kernels:
         task = eqx.combine(arrays, static)
         return (by_pairs if paired else by_rows)(task, x1, x2, sizes)
 
-    out_spec = specs[0] if paired else PartitionSpec(row, column)
     program = jax.shard_map(
         shard,
         mesh=mesh,
         in_specs=(PartitionSpec(), *specs),
-        out_specs=out_spec,
+        out_specs=specs[0] if paired else PartitionSpec(row, column),
         check_vma=False,
     )
     place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-    out = jax.jit(program)(
-        place(arrays, PartitionSpec()), place(x1, specs[0]), place(columns, specs[1])
+    x1, columns = (
+        place(_padded(x, 1 if spec[0] is None else mesh.shape[spec[0]]), spec)
+        for x, spec in zip((x1, columns), specs, strict=True)
     )
-    if paired:
-        return jax.tree.map(lambda k: k[:n1], out)
-    return jax.tree.map(lambda k: k[:n1, :n2], out)
+    out = jax.jit(program)(place(arrays, PartitionSpec()), x1, columns)
+    size = (slice(n1),) if paired else (slice(n1), slice(n2))
+    return jax.tree.map(lambda k: k[size], out)
 
 
 def _padded(x: PyTree, devices: int) -> PyTree:
