@@ -121,11 +121,13 @@ def _bytes(task: Task, one: PyTree, n: float) -> _Bytes:
     halves, kernels = jax.eval_shape(pair, structs, one)
     between = sum(_between(f) for f in _leaves(halves, Outer))
     closed, outs = jax.make_jaxpr(outputs, return_shape=True)(structs, one)
+    # Products of outputs take no backward passes.
     n_outputs = sum(math.prod(out.shape) for out in jax.tree.leaves(outs))
+    passes = 1 if task.method is None else n_outputs
     return _Bytes(
         max(_nbytes(halves), 1),
         max(_nbytes(kernels) + between, 1),
-        max(n_outputs * _intermediates(closed.jaxpr), 1),
+        max(passes * _intermediates(closed.jaxpr), 1),
     )
 
 
