@@ -44,8 +44,8 @@ from ._empirical.vector_product import (
 from ._ensemble import (
     draw_ensemble as draw_ensemble,
     train_ensemble as train_ensemble,
-    TrainedEnsemble as TrainedEnsemble,
 )
+from ._flow_time import flow_time as flow_time
 from ._gram import gram as gram, gram_diagonal as gram_diagonal
 from ._inference.calibration import (
     accuracy as accuracy,
@@ -220,6 +220,8 @@ from ._layers.waves import (
     Sin as Sin,
 )
 from ._matrices import Gram as Gram, GramDiagonal as GramDiagonal
+from ._members import evaluate_ensemble as evaluate_ensemble
+from ._minibatch import Batches as Batches
 from ._monte_carlo.convergence import (
     monte_carlo_convergence as monte_carlo_convergence,
     MonteCarloConvergence as MonteCarloConvergence,
@@ -230,6 +232,10 @@ from ._monte_carlo.deviation import (
 )
 from ._monte_carlo.estimate import MonteCarloGram as MonteCarloGram
 from ._monte_carlo.gram import monte_carlo_gram as monte_carlo_gram
+from ._ntk_rates import (
+    ntk_learning_rates as ntk_learning_rates,
+    ntk_parameterized as ntk_parameterized,
+)
 from ._parameterization import (
     AbstractParameterization as AbstractParameterization,
     NTKParameterization as NTKParameterization,
@@ -248,7 +254,10 @@ from ._propagation import (
     SignalPropagation as SignalPropagation,
 )
 from ._signal import Signal as Signal
-from ._training import evaluate_ensemble as evaluate_ensemble
+from ._trained import (
+    TrainedEnsemble as TrainedEnsemble,
+    TrainingDiverged as TrainingDiverged,
+)
 from ._vector_maps import (
     correlation_map as correlation_map,
     variance_map as variance_map,

@@ -1,14 +1,20 @@
 """Files to go on from: whole or refused, whatever happens to them."""
 
 import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 
+import infinitenet as inn
 from infinitenet import _checkpoint as checkpoint
 
 
@@ -184,3 +190,175 @@ def test_fingerprints_of_programs():
     assert len(set(prints)) == len(prints)
     again = checkpoint.fingerprint_of_program(lambda x: jax.nn.relu(x), x)
     assert again == prints[0]
+
+
+#
+# Training
+#
+
+
+_x = jnp.asarray([[-2.0], [-0.4], [0.7], [2.2]])
+_y = jnp.sin(_x)
+
+
+def _net(nonlinearity):
+    return inn.Sequential([inn.Dense(8, 1.5, 0.05), nonlinearity, inn.Dense(1, 1.5, 0.05)])
+
+
+def _train(path, steps=(0, 3, 20, 60), **options):
+    arguments = {
+        "ensemble": inn.draw_ensemble(_net(inn.Erf()), jr.key(0), _x[0], 4),
+        "x_train": _x,
+        "y_train": _y,
+        "optimiser": optax.adam(1e-2),
+        "steps": steps,
+        "x_test": _x[:2] + 0.1,
+        "y_test": _y[:2],
+        "ntk_drift": _x[1:],
+        "batches": inn.Batches(3, jr.key(1)),
+        "members_at_once": 2,
+        "save_every": 0.0,
+        "progress": False,
+        "checkpoint": path,
+    }
+    return inn.train_ensemble(**{**arguments, **options})
+
+
+def _arrays(path):
+    """All that is in a file, and its bytes."""
+    with np.load(path) as arrays:
+        return {name: arrays[name].tobytes() for name in arrays}
+
+
+def _same(a, b):
+    a, b = eqx.filter((a, b), eqx.is_array)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run.npz"
+    trained = _train(path)
+    _same(trained, _train(None))
+    return trained, path
+
+
+# Hangs in the act of saving, in the second part of the networks; or after a step.
+_child = """
+import os, sys, time
+import jax
+jax.config.update("jax_enable_x64", True)
+import test_checkpoint
+
+path, where = sys.argv[1:]
+
+def hang(*args):
+    print("hangs", flush=True)
+    time.sleep(600)
+
+def replace(*args, replace=os.replace):
+    if replaced.append(None) or len(replaced) < 18:
+        return replace(*args)
+    hang()
+
+replaced = []
+if where == "saving":
+    os.replace = replace
+report = lambda done, total: hang() if where == "training" and done > 150 else None
+test_checkpoint._train(path, progress=report)
+"""
+
+
+@pytest.mark.parametrize("where", ["saving", "training"])
+def test_killed(where, uninterrupted, tmp_path):
+    path = tmp_path / "run.npz"
+    folders = [pathlib.Path(__file__).parent, pathlib.Path(inn.__file__).parents[1]]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    child = subprocess.Popen(
+        [sys.executable, "-c", _child, str(path), where],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stdout.readline() == "hangs\n"
+        child.send_signal(signal.SIGKILL)
+    before = _arrays(path)
+    # Some of the second part is done, but not all.
+    assert np.frombuffer(before["metadata"], np.uint8).size > 0
+    whole = _arrays(uninterrupted[1])
+    assert before.keys() == whole.keys() and before != whole
+    calls = []
+    trained = _train(path, progress=lambda *call: calls.append(call))
+    assert calls[0][0] > 120 and calls[-1] == (240, 240)
+    _same(trained, uninterrupted[0])
+    assert _arrays(path) == whole
+
+
+def test_interrupted(uninterrupted, tmp_path):
+    path = tmp_path / "run.npz"
+
+    def interrupt(done, total):
+        if done > 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(path, progress=interrupt, save_every=1e9)
+    trained = _train(path, save_every=1e9)
+    _same(trained, uninterrupted[0])
+    assert _arrays(path) == _arrays(uninterrupted[1])
+
+
+def test_finished(uninterrupted):
+    trained, path = uninterrupted
+    before = path.read_bytes()
+    calls = []
+    _same(_train(path, progress=lambda *call: calls.append(call)), trained)
+    assert not calls and len(path.read_bytes()) == len(before)
+
+
+def test_diverged(tmp_path):
+    path = tmp_path / "run.npz"
+    for _ in range(2):
+        with pytest.raises(inn.TrainingDiverged) as error:
+            _train(path, 5000, optimiser=optax.sgd(1e3), batches=None)
+        assert error.value.step > 1
+        assert error.value.trained.steps[-1] == error.value.step - 1
+
+
+_changes = {
+    "recorded steps": {"steps": [0, 3, 20, 61]},
+    "members_at_once": {"members_at_once": 4},
+    "keep_outputs": {"keep_outputs": False},
+    "batch size": {"batches": None},
+    "key of batches": {"batches": inn.Batches(3, jr.key(2))},
+    "x_train": {"x_train": _x + 1e-9},
+    "y_train": {"y_train": _y + 1e-9},
+    "x_test": {"x_test": None, "y_test": None},
+    "y_test": {"y_test": -_y[:2]},
+    "ntk_drift": {"ntk_drift": _x},
+    "network": {"ensemble": inn.draw_ensemble(_net(inn.Relu()), jr.key(0), _x[0], 4)},
+    "loss": {"loss": inn.huber(0.5)},
+    "optimiser": {"optimiser": optax.adam(1.01e-2)},
+    "initial weights": {
+        "ensemble": inn.draw_ensemble(_net(inn.Erf()), jr.key(1), _x[0], 4)
+    },
+    "number of networks": {
+        "ensemble": inn.draw_ensemble(_net(inn.Erf()), jr.key(0), _x[0], 2)
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(_changes))
+def test_other_arguments(name, uninterrupted):
+    with pytest.raises(ValueError, match=f"of another run: its {name} is .* but here"):
+        _train(uninterrupted[1], **_changes[name])
+
+
+def test_under_jit(tmp_path):
+    with pytest.raises(ValueError, match="`checkpoint` needs arrays of known values"):
+        jax.jit(lambda x: _train(tmp_path / "run.npz", x_train=x).train_loss)(_x)
+    with pytest.raises(ValueError, match="`checkpoint` needs arrays of known values"):
+        jax.jit(lambda r: _train(tmp_path / "a.npz", optimiser=optax.sgd(r)).train_loss)(
+            1.0
+        )
