@@ -9,6 +9,7 @@ from ._checks import check_finite, check_floating, check_shape
 from ._inference.solution import Prediction
 from ._inference.spectral import dot
 from ._tracing import is_traced
+from ._trained import TrainedEnsemble
 
 
 def expected_loss(prediction: Prediction, y: ArrayLike) -> Float[Array, "*times"]:
@@ -71,9 +72,14 @@ class Comparison(eqx.Module):
     - `ensemble_mean`, `ensemble_std`: of the finite networks, shape
         `(*times, n, *outputs)`.
     - `mean`, `std`: of the infinite ensemble, likewise.
-    - `ensemble_loss`: the mean loss of the finite networks, shape `(*times,)`, or `None`
+    - `ensemble_covariance`: between inputs, averaged over outputs, shape `(*times, n, n)`.
+    - `covariance`: of the infinite ensemble, likewise.
+    - `member_loss`: the losses of the finite networks, shape `(*times, members)`, or `None`
         without targets.
-    - `loss`, `loss_std`: of the infinite ensemble, likewise.
+    - `loss`, `loss_std`: the mean of the infinite ensemble, and the standard deviation
+        between its networks, shape `(*times,)`, likewise.
+    - `train`: the comparison on training data, if that was asked for too.
+    - `ntk_drift`: that of [`infinitenet.TrainedEnsemble`][], or `None`.
     """
 
     n_members: int = eqx.field(static=True)
@@ -81,9 +87,18 @@ class Comparison(eqx.Module):
     ensemble_std: Float[Array, " *times_n_outputs"]
     mean: Float[Array, " *times_n_outputs"]
     std: Float[Array, " *times_n_outputs"]
-    ensemble_loss: Float[Array, "*times"] | None
+    ensemble_covariance: Float[Array, "*times n n"]
+    covariance: Float[Array, "*times n n"]
+    member_loss: Float[Array, "*times members"] | None
     loss: Float[Array, "*times"] | None
     loss_std: Float[Array, "*times"] | None
+    train: "Comparison | None" = None
+    ntk_drift: Float[Array, "times members"] | None = None
+
+    @property
+    def ensemble_loss(self) -> Float[Array, "*times"] | None:
+        """The mean loss of the finite networks, or `None` without targets."""
+        return None if self.member_loss is None else jnp.mean(self.member_loss, axis=-1)
 
     @property
     def z_mean(self) -> Float[Array, " *times_n_outputs"]:
@@ -108,6 +123,26 @@ class Comparison(eqx.Module):
         return (ratio - 1) * ((self.n_members - 1) / 2) ** 0.5
 
     @property
+    def z_covariance(self) -> Float[Array, "*times n n"]:
+        r"""z-scores of the covariances between inputs, averaged over the $O$ outputs:
+
+        $$
+        z_{ij} = (S_{ij} - \Sigma_{ij})
+            \sqrt{\frac{(m - 1)\, O}{\Sigma_{ij}^2 + \Sigma_{ii} \Sigma_{jj}}}.
+        $$
+
+        For Gaussian outputs, $(m - 1)\, O\, S$ has a Wishart distribution of as many
+        degrees of freedom, and these are its variances. On the diagonal with one output,
+        that is `z_variance`.
+        """
+        std = self.std.reshape(*self.covariance.shape[:-1], -1)[..., 0]
+        n_outputs = self.mean.size // std.size
+        products = std[..., :, None] * std[..., None, :]
+        variance = jnp.square(self.covariance) + jnp.square(products)
+        degrees = (self.n_members - 1) * n_outputs
+        return (self.ensemble_covariance - self.covariance) * jnp.sqrt(degrees / variance)
+
+    @property
     def z_loss(self) -> Float[Array, "*times"]:
         """z-scores of the mean losses, as those of the mean outputs.
 
@@ -123,23 +158,35 @@ class Comparison(eqx.Module):
     def __repr__(self) -> str:
         if is_traced(self.mean):
             return eqx.tree_pformat(self)
-        mean, variance = self.z_mean, self.z_variance
-        rms = lambda z: float(jnp.sqrt(jnp.mean(jnp.square(z))))
-        out = (
-            f"{self.n_members} networks: z-scores have root mean squares of "
-            f"{rms(mean):.2f} (means) and {rms(variance):.2f} (variances), and are up to "
-            f"{jnp.max(jnp.abs(mean)):.1f} and {jnp.max(jnp.abs(variance)):.1f}"
-        )
-        if self.loss is not None:
-            out += f"; those of losses {rms(self.z_loss):.2f}"
-            out += f", up to {jnp.max(jnp.abs(self.z_loss)):.1f}"
-        return f"<Comparison of {out}>"
+        lines = [f"<Comparison of {self.n_members} networks: z-scores, and last values"]
+        lines += self._lines()
+        if self.train is not None:
+            lines += ["on training data:", *self.train._lines()]
+        if self.ntk_drift is not None:
+            lines.append(f"NTK moved by {jnp.mean(self.ntk_drift[-1]):.2g} of its norm")
+        return "\n  ".join(lines) + ">"
+
+    def _lines(self) -> list[str]:
+        out = []
+        names = ["mean", "variance", "covariance"]
+        names += [] if self.loss is None else ["loss"]
+        for name in names:
+            z = getattr(self, f"z_{name}")
+            rms, most = jnp.sqrt(jnp.mean(jnp.square(z))), jnp.max(jnp.abs(z))
+            out.append(f"{name:11}rms {rms:.2f}, up to {most:.1f}")
+        if self.loss is not None and self.ensemble_loss is not None:
+            finite, infinite = (jnp.ravel(x)[-1] for x in (self.ensemble_loss, self.loss))
+            out[-1] += f"; {finite:.3g}, for infinite width {infinite:.3g}"
+        return out
 
 
 def compare(
-    outputs: Float[Array, "..."] | None,
+    outputs: Float[Array, "..."] | TrainedEnsemble | None,
     prediction: Prediction,
     y: ArrayLike | None = None,
+    *,
+    train_prediction: Prediction | None = None,
+    y_train: ArrayLike | None = None,
 ) -> Comparison:
     """Compares a finite ensemble with the infinite one, on the same inputs and times.
 
@@ -151,26 +198,69 @@ def compare(
         )
         prediction = infinite.predict(trained.times(0.1), k_test_train, k_test_test)
         inn.compare(trained.test_outputs, prediction)
+        # On training data as well, and how far the empirical NTK has moved.
+        on_train = infinite.predict_train(trained.times(0.1))
+        inn.compare(
+            trained, prediction, y_test, train_prediction=on_train, y_train=y_train
+        )
         ```
 
     **Arguments:**
 
-    - `outputs`: of the finite networks, shape `(*times, members, n, *outputs)`.
+    - `outputs`: of the finite networks, shape `(*times, members, n, *outputs)`; or the
+        trained ensemble: its `test_outputs` or, without these, its `train_outputs`.
     - `prediction`: of [`infinitenet.InfiniteEnsemble`][], with covariance. Variances are
         taken to be at least what rounding leaves of zero.
-    - `y`: targets, of shape `(n, *outputs)`, to compare losses by.
+    - `y`: targets, of shape `(n, *outputs)`, to compare losses by: half the mean squared
+        error.
+    - `train_prediction`, `y_train`: likewise for training data, to compare the
+        `train_outputs` of a trained ensemble too.
 
     **Returns:** A [`infinitenet.Comparison`][].
 
-    **Raises:** `ValueError` if shapes do not match or if there are less than 2 networks.
+    **Raises:** `ValueError` if shapes do not match, if there are less than 2 networks, or
+        if `outputs` were not recorded.
     """
+    if isinstance(outputs, TrainedEnsemble):
+        return _of_ensemble(outputs, prediction, y, train_prediction, y_train)
+    if train_prediction is not None or y_train is not None:
+        raise ValueError(
+            "`train_prediction` and `y_train` are for a trained ensemble: give `trained` "
+            "in place of its outputs, or compare these by themselves."
+        )
     if outputs is None:
         raise ValueError(
             "`outputs` were not recorded: use `train_ensemble` with `keep_outputs=True`, "
             "and with `x_test` for those on test inputs."
         )
+    return _of_outputs(outputs, prediction, y)
+
+
+def _of_ensemble(
+    trained: TrainedEnsemble,
+    prediction: Prediction,
+    y: ArrayLike | None,
+    train_prediction: Prediction | None,
+    y_train: ArrayLike | None,
+) -> Comparison:
+    outputs = (
+        trained.train_outputs if trained.test_outputs is None else trained.test_outputs
+    )
+    out, train = compare(outputs, prediction, y), None
+    if train_prediction is not None:
+        train = compare(trained.train_outputs, train_prediction, y_train)
+    elif y_train is not None:
+        raise ValueError("`y_train` was given without `train_prediction`: give both.")
+    where = lambda c: (c.train, c.ntk_drift)
+    new = (train, trained.ntk_drift)
+    return eqx.tree_at(where, out, new, is_leaf=lambda x: x is None)
+
+
+def _of_outputs(
+    outputs: Float[Array, "..."], prediction: Prediction, y: ArrayLike | None
+) -> Comparison:
     # The tolerance bounds the rounding of all variances together.
-    _, tolerance = prediction._covariance()
+    covariance, tolerance = prediction._covariance()
     least = jnp.sqrt(tolerance / prediction.std.shape[-1])
     std = jnp.maximum(prediction.std, least[..., None])
     axis = std.ndim - 1
@@ -186,15 +276,26 @@ def compare(
     losses = (None, None, None)
     if y is not None:
         target = _check_targets(prediction, y).reshape((1,) * (axis + 1) + shape[axis:])
-        measured = jnp.mean(
-            jnp.square(outputs - target), axis=tuple(range(axis, outputs.ndim))
-        )
-        losses = (measured / 2, expected_loss(prediction, y), _loss_std(prediction, y))
+        square = jnp.square(outputs - target)
+        measured = jnp.mean(square, axis=tuple(range(axis + 1, outputs.ndim))) / 2
+        losses = (measured, expected_loss(prediction, y), _loss_std(prediction, y))
     return Comparison(
         n_members,
         jnp.mean(outputs, axis=axis),
         jnp.std(outputs, axis=axis, ddof=1),
         prediction.mean,
         jnp.broadcast_to(std, shape),
+        _sample_covariance(outputs, axis),
+        covariance,
         *losses,
     )
+
+
+def _sample_covariance(
+    outputs: Float[Array, "..."], axis: int
+) -> Float[Array, "*times n n"]:
+    """Between inputs, the mean over outputs. Members are along `axis`."""
+    f = outputs - jnp.mean(outputs, axis=axis, keepdims=True)
+    f = f.reshape(*outputs.shape[: axis + 2], -1)
+    products = jnp.einsum("...mio,...mjo->...ij", f, f)
+    return products / ((f.shape[axis] - 1) * f.shape[-1])

@@ -228,6 +228,44 @@ def test_losses_of_comparison(ax):
     assert _legend(ax) == ["mean of finite networks", "infinite, expected"]
 
 
+def _trained_comparison():
+    draws, c = _comparison()
+    drift = jnp.ones((5, 6))
+    trained = inn.TrainedEnsemble(
+        None, jnp.arange(5), drift, drift, draws, draws + 0.1, drift
+    )
+    p, y = inn.Prediction(c.mean, c.covariance), jnp.ones((4, 2))
+    return inn.compare(trained, p, y, train_prediction=p, y_train=y)
+
+
+def test_finite_vs_infinite():
+    c, t = _trained_comparison(), np.array([0.0, 1.0, 2.0, 3.0, 50.0])
+    left, right = plot.finite_vs_infinite(t, c, [1, 6], jnp.zeros((4, 2)))
+    assert left.figure is right.figure and len(plt.get_fignums()) == 1
+    finite, infinite, low, high = left.get_lines()[4:8]
+    np.testing.assert_allclose(finite.get_ydata(), c.ensemble_mean[:, 3, 0])
+    np.testing.assert_allclose(infinite.get_ydata(), c.mean[:, 3, 0])
+    for line, sign in ((low, -2), (high, 2)):
+        expected = c.mean[:, 3, 0] + sign * c.std[:, 3, 0]
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    (path,) = left.collections[1].get_paths()
+    high = c.ensemble_mean[-1, 3, 0] + 2 * c.ensemble_std[-1, 3, 0]
+    assert np.any(np.all(np.isclose(path.vertices, [50, high]), axis=1))
+    assert _legend(left) == ["6 finite networks", "infinite networks", "targets"]
+    assert [text.get_text() for text in right.texts] == ["train", "test"]
+    means = [line for line in right.get_lines() if line.get_linewidth() == 2.2]
+    np.testing.assert_allclose(means[0].get_ydata(), c.train.ensemble_loss[1:])
+    _drawn(left)
+    # One set of data, on given axes, logarithmic from zero.
+    both = plt.subplots(1, 2)[1]
+    t = np.array([0.0, 0.037, 0.1, 2.0, 50.0])
+    left, right = plot.finite_vs_infinite(t, _comparison()[1], axes=tuple(both))
+    assert left is both[0] and right is both[1]
+    assert len(left.collections) == 4
+    np.testing.assert_allclose(left.get_xticks(), [0, 0.1, 1, 10])
+    _drawn(left)
+
+
 def test_comparison(ax):
     _, c = _comparison(y=False)
     assert plot.comparison(c, ax=ax) is ax
@@ -388,6 +426,8 @@ def _bad_arguments():
         ("no losses", lambda: plot.losses(v)),
         ("`members` must have", lambda: plot.losses(v, members[:2])),
         ("give `y`", lambda: plot.losses(np.arange(5.0), comparison=c)),
+        ("give `y`", lambda: plot.finite_vs_infinite(np.arange(5.0), c)),
+        ("at the 3 times", lambda: plot.finite_vs_infinite(v, c)),
         ("above zero", lambda: plot.losses(0 * v, members)),
         ("`values` must have", lambda: plot.trace(k)),
         ("no finite entry", lambda: plot.trace(np.full(2, np.nan))),

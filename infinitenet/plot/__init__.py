@@ -11,9 +11,10 @@ from ._kernels import (
 )
 from ._phases import phases as phases
 from ._predictions import calibration as calibration, predictive as predictive
+from ._trace import trace as trace
 from ._training import (
     comparison as comparison,
+    finite_vs_infinite as finite_vs_infinite,
     losses as losses,
-    trace as trace,
     training as training,
 )

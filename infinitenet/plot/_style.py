@@ -22,17 +22,30 @@ BLACK, GREY = "#222222", "#8C8C8C"
 DASHED = (0, (4, 3))
 
 
-def to_axes(ax: Axes | None) -> Axes:
-    """The axes given, or those of a new figure."""
+def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
             'Plots need Matplotlib: pip install "infinitenet[plot]".'
         ) from error
+    return plt
+
+
+def to_axes(ax: Axes | None) -> Axes:
+    """The axes given, or those of a new figure."""
+    plt = _pyplot()
     if ax is not None:
         return ax
     return plt.subplots(figsize=(5.2, 3.9), layout="constrained")[1]
+
+
+def to_pair(axes: tuple[Axes, Axes] | None) -> tuple[Axes, Axes]:
+    """The two axes given, or those of a new figure, side by side."""
+    plt = _pyplot()
+    if axes is not None:
+        return axes
+    return tuple(plt.subplots(1, 2, figsize=(9.6, 3.9), layout="constrained")[1])
 
 
 def to_array(name: str, x: Any, ndim: int, shape: str) -> np.ndarray:

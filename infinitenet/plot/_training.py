@@ -6,7 +6,6 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._comparison import Comparison
-from .._inference.fit import Fit
 from .._inference.solution import Prediction
 from ._style import (
     Axes,
@@ -20,6 +19,7 @@ from ._style import (
     tidy,
     to_array,
     to_axes,
+    to_pair,
     to_vector,
 )
 
@@ -32,7 +32,11 @@ def _scale_time(ax: Axes, t: np.ndarray) -> None:
     positive = t[t > 0]
     if len(positive) and positive.max() > 30 * positive.min():
         if np.any(t <= 0):
-            ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.3)
+            low, high = positive.min(), positive.max()
+            ax.set_xscale("symlog", linthresh=low, linscale=0.3)
+            # Powers of ten below that would be written over zero.
+            powers = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+            ax.set_xticks([0, *10.0**powers])
         else:
             ax.set_xscale("log")
     ax.set(xlabel=_time, xlim=(t.min(), t.max()))
@@ -287,61 +291,78 @@ def comparison(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def trace(
-    values: ArrayLike | Fit,
+def finite_vs_infinite(
+    t: ArrayLike,
+    comparison: Comparison,
+    outputs: Sequence[int] | np.ndarray | None = None,
+    targets: ArrayLike | None = None,
     *,
-    name: str = "objective",
-    log: bool = False,
-    ax: Axes | None = None,
-) -> Axes:
-    """An objective against the steps of its optimisation, with its best value so far.
+    axes: tuple[Axes, Axes] | None = None,
+) -> tuple[Axes, Axes]:
+    """Finite networks beside infinite ones, in the course of training.
 
-    That is the highest of a [`infinitenet.Fit`][], whose objective is to rise, and the
-    lowest of an array, such as losses.
+    To the left are outputs: of the finite networks the mean, in a band of two standard
+    deviations; dashed, the same of infinite ones. To the right are losses, as by
+    [`infinitenet.plot.losses`][], on training data too if the comparison has these.
+
+    ??? cite "Reference"
+        Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in Python,
+        ICLR 2020: figure 1.
 
     **Arguments:**
 
-    - `values`: what [`infinitenet.fit`][] returned; or what is to fall, shape `(steps,)`.
-        Values which are not finite are marked at the lower edge.
-    - `name`: of the objective, with its units.
-    - `log`: a logarithmic scale, for positive values.
-    - `ax`: Matplotlib axes to draw on; `None` for a new figure.
+    - `t`: the times, shape `(times,)`.
+    - `comparison`: of [`infinitenet.compare`][] at these times, with `y`.
+    - `outputs`: which to draw, as indices into `n * outputs`, all outputs of the first
+        input first. `None` for the first four at most.
+    - `targets`: what these should be, drawn as lines: shape `(n, *outputs)`.
+    - `axes`: two Matplotlib axes to draw on; `None` for a new figure.
 
-    **Returns:** the axes.
+    **Returns:** both axes.
 
-    **Raises:** `ValueError` if `values` is no vector, or if `log` and some are not
-        positive.
+    **Raises:** `ValueError` if shapes do not match, if an index is out of bounds, or if
+        there are no losses.
     """
-    is_fit = isinstance(values, Fit)
-    values = to_vector("values", values.objective if is_fit else values)
-    finite = np.isfinite(values)
-    if log and np.any(values[finite] <= 0):
+    t = _to_times(t, "the comparison")
+    c = comparison
+    if c.mean.ndim < 3 or len(c.mean) != len(t):
         raise ValueError(
-            "`values` must be positive for a logarithmic scale: use `log=False`."
+            f"`comparison` must be at the {len(t)} times of `t`, but its means have shape "
+            f"{c.mean.shape}."
         )
-    ax = to_axes(ax)
-    steps = np.arange(len(values))
-    best = np.maximum.accumulate if is_fit else np.minimum.accumulate
-    best = best(np.where(finite, values, -np.inf if is_fit else np.inf))
-    ax.plot(steps, np.where(finite, values, np.nan), color=BLUE, lw=1.6, label="each step")
-    ax.plot(
-        steps,
-        np.where(np.isfinite(best), best, np.nan),
-        color=ORANGE,
-        lw=1.2,
-        ls=DASHED,
-        label="highest so far" if is_fit else "lowest so far",
-    )
-    if not np.all(finite):
-        _mark(ax, steps[~finite], "not finite")
-    ax.set(xlabel="step", ylabel=name, yscale="log" if log else "linear")
-    ax.locator_params(axis="x", integer=True)
-    ax.legend(frameon=False)
-    tidy(ax)
-    return ax
+    _check_losses(c, len(t))
+    n = int(np.prod(c.mean.shape[1:]))
+    chosen = _choose(np.arange(n)[:4] if outputs is None else outputs, n)
+    if targets is not None and np.shape(targets) != c.mean.shape[1:]:
+        raise ValueError(
+            f"`targets` must have shape {c.mean.shape[1:]}, but it has {np.shape(targets)}."
+        )
+    left, right = to_pair(axes)
+    _both_outputs(left, t, c, chosen)
+    if targets is not None:
+        _targets(left, np.ravel(targets)[chosen])
+    left.legend(frameon=False, fontsize="small")
+    _scale_time(left, t)
+    left.set_ylabel("output, ± 2 standard deviations")
+    tidy(left)
+    if c.train is not None and c.train.member_loss is not None:
+        losses(t, c.train.member_loss, c.train, name="train", ax=right)
+        losses(t, c.member_loss, c, name="test", colour=ORANGE, ax=right)
+    else:
+        losses(t, c.member_loss, c, ax=right)
+    return left, right
 
 
-def _mark(ax: Axes, x: np.ndarray, label: str) -> None:
-    """Crosses on the lower edge."""
-    style: dict = {"clip_on": False, "transform": ax.get_xaxis_transform()}
-    ax.plot(x, np.zeros(len(x)), "x", color=BLACK, label=label, **style)
+def _both_outputs(ax: Axes, t: np.ndarray, c: Comparison, chosen: np.ndarray) -> None:
+    flat = lambda x: np.asarray(x).reshape(len(t), -1)[:, chosen].T
+    finite, spread = flat(c.ensemble_mean), flat(c.ensemble_std)
+    mean, std = flat(c.mean), flat(c.std)
+    dashed: dict = {"color": BLACK, "ls": DASHED}
+    for i in range(len(chosen)):
+        ax.plot(t, finite[i], color=colour(i), lw=2.2)
+        band(ax, t, finite[i], 2 * spread[i], colour(i))
+        ax.plot(t, mean[i], lw=1.4, **dashed)
+        for sign in (-2, 2):
+            ax.plot(t, mean[i] + sign * std[i], lw=0.8, **dashed)
+    ax.plot([], [], color=GREY, lw=2.2, label=f"{c.n_members} finite networks")
+    ax.plot([], [], lw=1.4, label="infinite networks", **dashed)
