@@ -2,8 +2,8 @@
 
     python examples/empirical_ntk.py [--output FOLDER] [--quick]
 
-1. Kernels of the same architecture in both libraries, on handwritten digits, by all methods:
-   they agree, and take different times.
+1. Kernels of the same architecture in both libraries, on handwritten digits, by all
+   methods: they agree, and take different times.
 2. The kernel learns: as the network is trained, its NTK aligns with the classes. Regression
    on the kernel after training classifies better than on the one before.
 

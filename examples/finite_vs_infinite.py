@@ -115,7 +115,9 @@ def draw(file, t, width, trained, on_train, on_test, drifts):
         left.fill_between(
             t, finite - 2 * spread, finite + 2 * spread, color=colour, alpha=0.25, lw=0
         )
-        left.plot(t, finite, color=colour, lw=2, label=f"digit {8 if colour == BLUE else 3}")
+        left.plot(
+            t, finite, color=colour, lw=2, label=f"digit {8 if colour == BLUE else 3}"
+        )
         for curve in (mean, mean - 2 * std, mean + 2 * std):
             left.plot(t, curve, color="#222222", lw=1, ls=(0, (4, 3)))
     left.set_xscale("symlog", linthresh=float(t[1]))
@@ -124,9 +126,7 @@ def draw(file, t, width, trained, on_train, on_test, drifts):
     left.plot([], [], color="#222222", ls=(0, (4, 3)), label="infinite network")
     left.legend(frameon=False, loc="upper left")
     inn.plot.losses(t, trained.train_loss, on_train, name="train", ax=middle)
-    inn.plot.losses(
-        t, trained.test_loss, on_test, name="test", colour=ORANGE, ax=middle
-    )
+    inn.plot.losses(t, trained.test_loss, on_test, name="test", colour=ORANGE, ax=middle)
     middle.set_title("Losses")
     for each, drift in drifts.items():
         right.loglog(t[1:], jnp.mean(drift[1:], axis=1), label=f"width {each}")
@@ -143,7 +143,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="small, for tests")
     args = parser.parse_args()
     start = time.perf_counter()
-    sizes = ((20, 10), (16, 64), 8, 50) if args.quick else ((100, 50), (32, 128, 512), 96, 1000)
+    sizes = (
+        ((20, 10), (16, 64), 8, 50) if args.quick else ((100, 50), (32, 128, 512), 64, 600)
+    )
     n_data, widths, n_members, steps = sizes
     infinite = Infinite(digits(*n_data))
     print(

@@ -2,6 +2,7 @@
 
 import functools as ft
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -96,16 +97,25 @@ def default_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def choose_area(entry: int, memory: int | None) -> int:
+def to_memory(memory: Any) -> float:
+    """A number of bytes, the default of which is half of what there is.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if memory is None:
+        return default_memory()
+    is_number = isinstance(memory, numbers.Real) and not isinstance(memory, bool)
+    if not is_number or not 0 <= float(memory) < math.inf:
+        raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
+    return float(memory)
+
+
+def choose_area(entry: int, memory: Any) -> int:
     """The number of entries of a tile, when each takes arrays of `entry` bytes.
 
     **Raises:** `ValueError` if the memory does not suffice for a single one.
     """
-    if memory is None:
-        memory = default_memory()
-    if not isinstance(memory, int | float):
-        raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
-    memory = int(memory)
+    memory = int(to_memory(memory))
     area = memory // (_ALIVE * entry)
     if area < 1:
         raise ValueError(

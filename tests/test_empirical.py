@@ -96,6 +96,53 @@ def _close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11 * np.sqrt(np.mean(b**2)))
 
 
+def _complex(w, x):
+    return jnp.abs((jnp.fft.fft(x) + 1j) @ w[0] @ w[1])
+
+
+def _by_size(w, x):
+    """Another arrangement of the same numbers, for other numbers of examples."""
+    h = jnp.tanh(x @ w[0])
+    if len(x) > 2:
+        return h @ w[1]
+    h = h.reshape(-1, 2, 2).swapaxes(1, 2)
+    return jnp.einsum("nab,abj->nj", h, w[1].reshape(2, 2, 4).transpose(1, 0, 2))
+
+
+def _long(w, x):
+    """More steps than are looked into, on one side; and a loop of no step."""
+
+    def one(x):
+        step = lambda h, x: (jnp.tanh(h @ w[0] + x @ w[1]), None)
+        h = jax.lax.scan(step, jnp.zeros(4), x)[0]
+        return jax.lax.scan(lambda h, w: (h @ w, h), h, w[1][None][:0])[0]
+
+    return jax.vmap(one)(x)
+
+
+_odd = {
+    "complex": (inn.BatchFunction, _complex, (3, 4), (2, 4)),
+    "by size": (inn.CoupledFunction, _by_size, (3, 4), (2, 4)),
+    "long": (inn.BatchFunction, _long, (1, 66, 4), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", _odd)
+def test_structure_is_not_trusted(name, getkey):
+    """Where sites of both sides do not fit together, or are not all that counts."""
+    kind, fn, *shapes = _odd[name]
+    w = [jr.normal(getkey(), (4, 4)) for _ in range(2)]
+    xs = [jr.normal(getkey(), shape) for shape in shapes]
+    sides = []
+    for x in xs:
+        f, jac = fn(w, x), jax.jacrev(fn)(w, x)
+        sides.append(jnp.concatenate([j.reshape(*f.shape, -1) for j in jac], axis=-1))
+    want = jnp.einsum("nop,mqp->nmoq", *sides)
+    for method in (METHODS[2], None):
+        got = inn.empirical_ntk(kind(fn, w), *xs, trace_axes=(), method=method)
+        _close(got, want)
+
+
 #
 # Axes, tiles, devices
 #
@@ -363,6 +410,9 @@ def test_wrong_models(getkey):
     huge = inn.BatchFunction(lambda w, x: 1e200 * w * x, jnp.array(1e300))
     refused(huge, "overflow")
     refused(inn.BatchFunction(lambda w, x: x > w[None], jnp.ones(4)), "real floating")
+    summed = inn.BatchFunction(lambda w, x: jnp.sum(x @ w, axis=0), jnp.ones((4, 2)))
+    refused(summed, "a first axis of examples, but given one example")
+    refused(inn.BatchFunction(lambda w, x: x @ w, jnp.ones((4, 2)) * 1j), "complex weights")
     coupled = inn.CoupledFunction(lambda w, x: jnp.sum(w * x), jnp.ones(()))
     refused(coupled, "first axis of the 7 examples")
     refused(eqx.nn.Linear(4, 2, key=key), "NaN or infinite", x=x / 0)

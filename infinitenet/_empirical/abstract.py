@@ -35,6 +35,11 @@ def of_shapes(fn: Callable[..., _Out]) -> Callable[..., _Out]:
     @ft.wraps(fn)
     def call(*args: PyTree) -> _Out:
         leaves, structure = jax.tree.flatten(args)
+        try:
+            hash((structure, *map(_to_key, leaves)))
+        except TypeError:
+            # A constant that cannot be told from others, such as a set.
+            return fn(*jax.tree.unflatten(structure, map(_to_key, leaves)))
         return cached(structure, tuple(map(_to_key, leaves)), tuple(map(_kind, leaves)))
 
     return call

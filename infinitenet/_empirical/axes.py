@@ -1,6 +1,7 @@
 """Which axes of the outputs a kernel keeps, once or twice, and which it averages over."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,8 +87,12 @@ def to_axes(
 
 
 def _numbered(name: str, axes: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(axes, int) or not all(isinstance(i, int) for i in axes):
-        raise ValueError(f"`{name}` must be a sequence of whole numbers, not {axes!r}.")
+    try:
+        axes = [operator.index(axis) for axis in axes]
+    except TypeError:
+        raise ValueError(
+            f"`{name}` must be a sequence of whole numbers, not {axes!r}."
+        ) from None
     ndim = len(shape)
     for axis in axes:
         if not -ndim <= axis < ndim:

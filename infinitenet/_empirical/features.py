@@ -132,8 +132,42 @@ class Plan(NamedTuple):
     explicit: list[int]
 
 
-def make_plan(unit: Unit, x: PyTree, *, structured: bool) -> Plan:
-    """Looks for the sites of all weights, in one unit of inputs `x`."""
+def make_plan(unit: Unit, x: PyTree, others: Sequence[PyTree] = ()) -> Plan:
+    """Looks for the sites of all weights, in one unit of inputs `x`.
+
+    For units of other shapes `others` a model may be another one. Weights that these use
+    in another way are explicit, so that all their plans fit together.
+    """
+    plan = _plan(unit, x)
+    ways = _ways(plan)
+    differ = {
+        leaf
+        for other in others
+        for leaf, way in _ways(_plan(unit, other)).items()
+        if way != ways[leaf]
+    }
+    if not differ:
+        return plan
+    groups = [group for group in plan.groups if plan.sites[group[0]].leaf not in differ]
+    return plan._replace(groups=groups, explicit=sorted({*plan.explicit, *differ}))
+
+
+def _ways(plan: Plan) -> dict[int, Any]:
+    """How each weight is used: at sites, or otherwise."""
+    ways: dict[int, Any] = dict.fromkeys(plan.explicit)
+    for group in plan.groups:
+        site = plan.sites[group[0]]
+        ways.setdefault(site.leaf, []).append((site.part, site.key))
+    return ways
+
+
+def explicit_plan(unit: Unit, x: PyTree) -> Plan:
+    """A plan of all derivatives, whatever their structure."""
+    leaves, closed = _trace(unit, x)[::2]
+    return Plan(closed, [], [], list(range(len(leaves))))
+
+
+def _trace(unit: Unit, x: PyTree) -> tuple[list[Array], list[Array], jex.ClosedJaxpr]:
     leaves, structure = jax.tree.flatten(unit.weights)
     arrays, inputs = jax.tree.flatten(x)
 
@@ -141,9 +175,11 @@ def make_plan(unit: Unit, x: PyTree, *, structured: bool) -> Plan:
         weights = jax.tree.unflatten(structure, leaves)
         return unit(weights, jax.tree.unflatten(inputs, arrays))
 
-    closed = jax.make_jaxpr(fn)(leaves, arrays)
-    if not structured:
-        return Plan(closed, [], [], list(range(len(leaves))))
+    return leaves, arrays, jax.make_jaxpr(fn)(leaves, arrays)
+
+
+def _plan(unit: Unit, x: PyTree) -> Plan:
+    leaves, arrays, closed = _trace(unit, x)
     sites: list[Site] = []
     evaluation = Evaluation(lambda site, out: (sites.append(site), out)[1])
     jax.eval_shape(lambda w, x: evaluation(closed, w, x), leaves, arrays)
@@ -156,7 +192,7 @@ def make_plan(unit: Unit, x: PyTree, *, structured: bool) -> Plan:
         if leaf in evaluation.others or not _is_regular(parts, sites):
             explicit.append(leaf)
         else:
-            groups += parts.values()
+            groups += [parts[part] for part in sorted(parts)]
     return Plan(closed, sites, groups, explicit)
 
 

@@ -13,7 +13,13 @@ from .._matrices import Gram, GramDiagonal
 from .._progress import Progress, reporting
 from .._tracing import is_traced
 from .axes import Axes, check_same, to_axes
-from .methods import AbstractNTKMethod, choose_method, one_batch, partners
+from .methods import (
+    AbstractNTKMethod,
+    choose_method,
+    one_batch,
+    one_shape,
+    partners,
+)
 from .model import to_examples, to_unit, Unit, unit_outputs
 from .tiling import (
     by_devices,
@@ -231,7 +237,8 @@ def _problem(
     x2 = None if x2 is None else to_examples("x2", x2, model)
     sizes = [batch_size(x1), batch_size(x1 if x2 is None else x2)]
     units = [_units(unit, x) for x in (x1, x2)]
-    outs = [unit_outputs(unit, x) for x in units if x is not None]
+    named = zip(units, ("x1", "x2"), strict=True)
+    outs = [unit_outputs(unit, x, name) for x, name in named if x is not None]
     outs = outs if x2 is not None else outs * 2
     structure = jax.tree.structure(outs[0])
     shapes = [(a.shape, b.shape) for a, b in zip(*map(jax.tree.leaves, outs), strict=True)]
@@ -244,7 +251,9 @@ def _problem(
         axes.append(each)
     inner = tuple(each.of_unit(unit.coupled) for each in axes)
     method = _to_method(unit, units, inner, options.method) if ntk else None
-    task = Task(unit, inner, nngp, method)
+    shapes_of_units = [one_shape(x) for x in units if x is not None]
+    alike = all(shape == shapes_of_units[0] for shape in shapes_of_units)
+    task = Task(unit, inner, nngp, method, () if alike else tuple(shapes_of_units))
     return _Problem(task, units[0], units[1], tuple(axes), shapes, structure)
 
 
@@ -274,9 +283,8 @@ def _to_method(
     unit: Unit, units: list[PyTree], axes: tuple[Axes, ...], method: Any
 ) -> AbstractNTKMethod:
     if method is None:
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), units[0])
         n1, n2 = (batch_size(units[0] if x is None else x) for x in units)
-        return choose_method(unit, one, axes, n1, n2)
+        return choose_method(unit, one_shape(units[0]), axes, n1, n2)
     if not isinstance(method, AbstractNTKMethod):
         raise ValueError(
             "`method` must be `JacobianContraction()`, `NTKVectorProducts()`, "
@@ -288,8 +296,11 @@ def _to_method(
 def _compute(problem: _Problem, options: Options) -> Kernels:
     task, x1, x2 = problem.task, problem.x1, problem.x2
     n = partners(batch_size(x1), batch_size(x1 if x2 is None else x2))
-    sizes = choose_sizes(task, x1, n, options.memory)
+    sides = [x1] if x2 is None else [x1, x2]
+    sizes = choose_sizes(task, sides, n, options.memory)
     if options.mesh is not None:
+        if not isinstance(options.mesh, jax.sharding.Mesh):
+            raise ValueError("`mesh` must be one of devices: see `jax.make_mesh`.")
         if task.unit.coupled:
             raise ValueError("`mesh` needs a model whose examples are independent.")
         out = by_devices(task, x1, x2, sizes, options.mesh, problem.paired)

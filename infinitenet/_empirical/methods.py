@@ -14,7 +14,16 @@ from jaxtyping import Array, Float, PyTree
 
 from .abstract import of_shapes
 from .axes import Axes, in_single
-from .features import AbstractFactor, Features, make_plan, Outer, unit_features, Whole
+from .features import (
+    AbstractFactor,
+    explicit_plan,
+    Features,
+    make_plan,
+    Outer,
+    Plan,
+    unit_features,
+    Whole,
+)
 from .model import Unit
 
 
@@ -26,7 +35,14 @@ class AbstractNTKMethod(eqx.Module):
     """
 
     @abc.abstractmethod
-    def half(self, unit: Unit, x: PyTree, axes: tuple[Axes, ...], n: float) -> PyTree:
+    def half(
+        self,
+        unit: Unit,
+        x: PyTree,
+        axes: tuple[Axes, ...],
+        n: float,
+        others: Sequence[PyTree],
+    ) -> PyTree:
         """What can be computed of each of some units by itself.
 
         **Arguments:**
@@ -35,6 +51,7 @@ class AbstractNTKMethod(eqx.Module):
         - `x`: a batch of units.
         - `axes`: of each array of outputs.
         - `n`: with how many units each will be paired.
+        - `others`: shapes of units to be paired with, where they differ.
         """
 
     @abc.abstractmethod
@@ -55,8 +72,9 @@ class JacobianContraction(AbstractNTKMethod):
     memory `n O P`. It serves for any model.
     """
 
-    def half(self, unit, x, axes, n):
-        return _features(unit, x, axes, n, structured=False)
+    def half(self, unit, x, axes, n, others):
+        del others
+        return _features(explicit_plan(unit, _first(x)), unit, x, axes, n)
 
     def pairs(self, unit, half1, half2, axes):
         del unit, axes
@@ -72,25 +90,30 @@ class StructuredDerivatives(AbstractNTKMethod):
     (`lax.scan`) of up to 64 steps, and shared by several places. All other weights are
     treated as in [`infinitenet.JacobianContraction`][], one by one: biases and scales, for
     which that is as fast, and those inside `lax.while_loop`, `lax.cond`, custom
-    derivatives or gathers, and those that are normalised or mixed before their use.
+    derivatives or gathers, those that are normalised or mixed before their use, those that
+    multiply complex numbers, and those of which `x1` and `x2` of different shapes make
+    different uses.
 
     ??? cite "Reference"
         Novak et al., Fast Finite Width Neural Tangent Kernel, ICML 2022: section 3.3.
     """
 
-    def half(self, unit, x, axes, n):
-        return _features(unit, x, axes, n, structured=True)
+    def half(self, unit, x, axes, n, others):
+        return _features(make_plan(unit, _first(x), others), unit, x, axes, n)
 
     def pairs(self, unit, half1, half2, axes):
         del unit, axes
         return _features_pairs(half1, half2)
 
 
+def _first(x: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], x)
+
+
 def _features(
-    unit: Unit, x: PyTree, axes: tuple[Axes, ...], n: float, *, structured: bool
+    plan: Plan, unit: Unit, x: PyTree, axes: tuple[Axes, ...], n: float
 ) -> list[Features]:
     leaves = jax.tree.leaves(unit.weights)
-    plan = make_plan(unit, jax.tree.map(lambda x: x[0], x), structured=structured)
     out = jax.vmap(lambda x: unit_features(plan, leaves, x, axes, n))(x)
     return jax.tree.map(lambda x: x.reshape(x.shape[0], *x.shape[2:]), out)
 
@@ -105,8 +128,8 @@ class NTKVectorProducts(AbstractNTKMethod):
         Novak et al., Fast Finite Width Neural Tangent Kernel, ICML 2022: section 3.2.
     """
 
-    def half(self, unit, x, axes, n):
-        del unit, axes, n
+    def half(self, unit, x, axes, n, others):
+        del unit, axes, n, others
         return x
 
     def pairs(self, unit, half1, half2, axes):
@@ -164,6 +187,11 @@ def partners(n1: int, n2: int) -> float:
     return n1 * n2 / (n1 + n2)
 
 
+def one_shape(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes of one of a batch of units."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
+
+
 def one_batch(x: PyTree) -> PyTree:
     """A batch of a single unit."""
     return jax.tree.map(lambda x: x[None], x)
@@ -180,7 +208,7 @@ def choose_method(
     """
     method, n = StructuredDerivatives(), partners(n1, n2)
     half = eqx.filter_eval_shape(
-        lambda unit, x: method.half(unit, one_batch(x), axes, n), unit, x
+        lambda unit, x: method.half(unit, one_batch(x), axes, n, ()), unit, x
     )
     contraction = sum(
         _contraction(factor)

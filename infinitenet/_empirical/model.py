@@ -109,8 +109,17 @@ class Unit(eqx.Module):
         model = eqx.combine(weights, self.rest)
         if isinstance(model, BatchFunction):
             out = model(jax.tree.map(lambda x: x[None], x))
-            return jax.tree.map(lambda x: x[0], out)
+            return jax.tree.map(_single, out)
         return model(x)
+
+
+def _single(out: Any) -> Any:
+    if jnp.shape(out)[:1] != (1,):
+        raise ValueError(
+            "`fn` must return outputs with a first axis of examples, but given one example "
+            f"their shape is {jnp.shape(out)}."
+        )
+    return out[0]
 
 
 def to_unit(model: Any) -> Unit:
@@ -126,6 +135,11 @@ def to_unit(model: Any) -> Unit:
     weights, rest = eqx.partition(model, trainable(model))
     if not jax.tree.leaves(weights):
         raise ValueError(_no_weights(model))
+    if any(map(jnp.iscomplexobj, jax.tree.leaves(weights))):
+        raise ValueError(
+            "`model` has complex weights: give their real and imaginary parts as weights, "
+            "as gradients along these are what descent follows."
+        )
     check_weights(weights)
     return Unit(weights, rest, isinstance(model, CoupledFunction))
 
@@ -182,13 +196,14 @@ _REMEDY = (
     '"test", or give it one: `eqx.Partial(model, key=key)`. If it has state (batch '
     "normalisation), fix that: `inn.BatchFunction(lambda model, x: jax.vmap(lambda x: "
     "model(x, state)[0])(x), model)`, in inference mode. If examples of a batch depend on "
-    "each other, use `inn.CoupledFunction`. If it takes batches, `inn.BatchFunction`."
+    "each other, use `inn.CoupledFunction`. If it takes batches, `inn.BatchFunction`. "
+    "The first axis of inputs is that of examples: give `x[None]` for a single one."
 )
 
 
 @of_shapes
-def unit_outputs(unit: Unit, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes of the outputs on one of a batch of units.
+def unit_outputs(unit: Unit, x: PyTree, name: str = "x1") -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes of the outputs on one of a batch of units, `name` for messages.
 
     **Raises:** `ValueError`, with the remedy, if the model cannot be evaluated.
     """
@@ -201,8 +216,8 @@ def unit_outputs(unit: Unit, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
         shapes = jax.tree.map(lambda x: x.shape, x)
         what = "the batch" if unit.coupled else "one example"
         raise ValueError(
-            f"`model` failed on {what}, of shape {shapes}: {type(error).__name__}: "
-            f"{error}\n{_REMEDY}"
+            f"`model` failed on {what} of `{name}`, of shape {shapes}: "
+            f"{type(error).__name__}: {error}\n{_REMEDY}"
         ) from error
     leaves = jax.tree.leaves(out)
     good = [

@@ -160,7 +160,7 @@ _MOST_STEPS = 64
 
 
 def _is_short(eqn: Any) -> bool:
-    return eqn.params["length"] <= _MOST_STEPS
+    return 0 < eqn.params["length"] <= _MOST_STEPS
 
 
 def _bind(jaxpr: jex.Jaxpr, eqn: Any, args: list[Any]) -> list[Any]:
@@ -236,7 +236,9 @@ def _match(eqn: Any, inputs: list[Value], outs: list[Any]) -> Site | None:
         return None
     place = places[0]
     reference, weight = inputs[place].reference, inputs[place].array
-    if reference is None:
+    real = all(jnp.issubdtype(value.array.dtype, jnp.floating) for value in inputs)
+    # Of complex activations, only the real part of the product would count.
+    if reference is None or not real:
         return None
     match eqn.primitive.name:
         case "dot_general":

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, PyTree
 
 from .._batch import batch_size
 from .._progress import Progress
-from .._tiles import cut, default_memory, empty, starts, write_tile
+from .._tiles import cut, empty, starts, to_memory, write_tile
 from .abstract import of_shapes
 from .axes import Axes, in_single
 from .features import Features, Outer
-from .methods import AbstractNTKMethod, one_batch, partners
+from .methods import AbstractNTKMethod, one_batch, one_shape, partners
 from .model import Unit
 
 
@@ -33,13 +33,15 @@ class Task(eqx.Module):
     axes: tuple[Axes, ...] = eqx.field(static=True)
     nngp: bool = eqx.field(static=True)
     method: AbstractNTKMethod | None
+    # Shapes of a unit of either side, if these differ.
+    shapes: tuple[PyTree, ...] = ()
 
     def half(self, x: PyTree, n: float) -> tuple[list[Features] | None, PyTree]:
         """What can be computed of units by themselves."""
         outputs = [*self._outputs(x)] if self.nngp else None
         if self.method is None:
             return outputs, None
-        return outputs, self.method.half(self.unit, x, self.axes, n)
+        return outputs, self.method.half(self.unit, x, self.axes, n, self.shapes)
 
     def _outputs(self, x: PyTree) -> list[Features]:
         outs = jax.vmap(lambda x: self.unit(self.unit.weights, x))(x)
@@ -72,17 +74,14 @@ class Sizes(NamedTuple):
     side: int
 
 
-def choose_sizes(task: Task, x: PyTree, n: float, memory: int | None) -> Sizes:
-    """Sizes for units such as the first of `x`, for some bytes of memory.
+def choose_sizes(task: Task, xs: list[PyTree], n: float, memory: Any) -> Sizes:
+    """Sizes for units such as the first ones of `xs`, for some bytes of memory.
 
     **Raises:** `ValueError` if that does not suffice for one pair of units.
     """
-    if memory is None:
-        memory = default_memory()
-    if not isinstance(memory, int | float):
-        raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
-    needed = _bytes(task, one, n)
+    memory = to_memory(memory)
+    each = [_bytes(task, one_shape(x), n) for x in xs]
+    needed = _Bytes(*map(max, zip(*each, strict=True)))
     quarter = memory / 4
     side = min(quarter / needed.half, math.sqrt(quarter / needed.pair))
     if side < 1 or quarter < needed.pass_:

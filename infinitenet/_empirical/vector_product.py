@@ -51,6 +51,8 @@ class NTKVectorProduct(eqx.Module):
 
         def check(out: jax.ShapeDtypeStruct, v: Array) -> Array:
             v = check_shape("v", jnp.asarray(v), out.shape, "that of the outputs on `x2`")
+            if jnp.iscomplexobj(v):
+                raise ValueError("`v` must be real: multiply its parts one by one.")
             if not is_traced(v):
                 v = check_finite("v", v, "Look where it comes from.")
             return v.astype(out.dtype)
@@ -122,14 +124,16 @@ def ntk_vector_product(
 
     **Raises:** `ValueError` as `empirical_ntk`.
     """
-    if at_once < 1:
-        raise ValueError(f"`at_once` must be at least 1 example, but it is {at_once}.")
+    if not isinstance(at_once, int) or at_once < 1:
+        raise ValueError(
+            f"`at_once` must be a whole number of examples, at least 1, not {at_once!r}."
+        )
     unit = to_unit(model)
     x1 = to_examples("x1", x1, model)
     x2 = x1 if x2 is None else to_examples("x2", x2, model)
     if unit.coupled:
         x1, x2 = one_batch(x1), one_batch(x2)
     product = NTKVectorProduct(unit, x1, x2, at_once)
-    for x in (x1, x2):
-        unit_outputs(unit, x)
+    for name, x in (("x1", x1), ("x2", x2)):
+        unit_outputs(unit, x, name)
     return _Coupled(product) if unit.coupled else product
