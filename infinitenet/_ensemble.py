@@ -159,13 +159,13 @@ def train_ensemble(
     check_batches(batches, *train_data)
     if ntk_drift is not None:
         ntk_drift = to_examples("ntk_drift", ntk_drift, ensemble)
-    ensemble = put(ensemble, plan.mesh, split=True)
-    weights, rest = eqx.partition(ensemble, trainable(ensemble))
     functions = (_to_optimiser(optimiser), loss, batches, keep_outputs)
-    members, where = jnp.arange(plan.n_members), (ntk_drift, plan.mesh)
-    problem = Problem(rest, members, *train_data, *test_data, *functions, *where)
-    store = open_store(checkpoint, save_every, problem, weights, plan)
     with on_devices(plan.mesh), reporting(progress, "training", "steps") as report:
+        ensemble = put(ensemble, plan.mesh, split=True)
+        weights, rest = eqx.partition(ensemble, trainable(ensemble))
+        members, where = jnp.arange(plan.n_members), (ntk_drift, plan.mesh)
+        problem = Problem(rest, members, *train_data, *test_data, *functions, *where)
+        store = open_store(checkpoint, save_every, problem, weights, plan)
         trained = train(problem, weights, plan, store, report)
     placed = put(trained.ensemble, plan.returned_on, split=True)
     return eqx.tree_at(lambda t: t.ensemble, trained, placed)

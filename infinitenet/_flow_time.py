@@ -1,6 +1,6 @@
 """Steps of an optimiser as times of gradient flow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from ._tracing import is_traced
 
 
 def flow_time(
-    steps: ArrayLike,
+    steps: ArrayLike | Sequence[int],
     learning_rate: ArrayLike | Callable[..., ArrayLike],
     momentum: ArrayLike = 0.0,
 ) -> Float[Array, "*steps"]:
@@ -91,7 +91,7 @@ def _speeds(last: int, m: Array | np.ndarray) -> Float[Array, " last"]:
     return jnp.asarray((1 - m ** np.arange(1, last + 1)) / (1 - m), float)
 
 
-def _to_steps(steps: ArrayLike) -> Array | np.ndarray:
+def _to_steps(steps: ArrayLike | Sequence[int]) -> Array | np.ndarray:
     known = steps if isinstance(steps, jax.Array) else np.asarray(steps)
     if not jnp.issubdtype(known.dtype, jnp.integer):
         raise ValueError(

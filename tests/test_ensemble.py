@@ -1,5 +1,10 @@
 """Finite ensembles, against plain loops over single networks and analytic solutions."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -183,6 +188,7 @@ def test_outputs_may_be_left_out(ensemble, data):
 def test_times(ensemble, data):
     trained = _train(ensemble, data, optax.sgd(0.1), [0, 2, 5])
     _allclose(trained.times(0.1), [0, 0.2, 0.5])
+    _allclose(trained.times(0.1, momentum=0.5), [0, 0.25, 0.80625])
     schedule = optax.linear_schedule(0.0, 1.0, 4)
     _allclose(trained.times(schedule), [0, 0.25, 0.25 + 0.5 + 0.75 + 1])
 
@@ -248,11 +254,135 @@ def test_divergence(ensemble, data):
     losses = _plain(_member(ensemble, 0), x, y, optax.sgd(0.1), 200)[1]
     first = int(np.argmax(losses < 0.5e-2))
     assert first > 1
-    with pytest.raises(ValueError, match=f"at step {first},"):
-        run(200)
-    with pytest.raises(ValueError, match=f"at step {first},"):
-        run(first)
-    assert run(first - 1).steps[-1] == first - 1
+    before = run(first - 1)
+    assert before.steps[-1] == first - 1
+    # Recorded or not, all that came before is there.
+    for steps in (200, first, [1, 300]):
+        with pytest.raises(inn.TrainingDiverged, match=f"at step {first},") as error:
+            run(steps)
+        assert error.value.step == first and error.value.members == range(1)
+        trained = error.value.trained
+        assert trained.steps[-1] == first - 1 and error.value.finished is None
+        assert jnp.array_equal(trained.train_loss[-1], before.train_loss[-1])
+        assert eqx.tree_equal(trained.ensemble, before.ensemble)
+    assert trained.steps.tolist() == [1, first - 1]
+
+
+def test_divergence_of_a_part(ensemble, data):
+    x, y = data
+    # Of the last of three networks, all others of which are trained before.
+    wild = eqx.tree_at(
+        lambda net: net.layers[2].weights.W,
+        ensemble,
+        ensemble.layers[2].weights.W.at[2].multiply(1e200),
+    )
+    with pytest.raises(inn.TrainingDiverged, match="at step 0, the loss of 1 of") as error:
+        inn.train_ensemble(wild, x, y, optax.sgd(0.1), [0, 4], members_at_once=1)
+    assert error.value.trained is None and error.value.members == range(2, 3)
+    tame = jax.tree.map(lambda a: a[:2] if eqx.is_array(a) else a, ensemble)
+    expected = _train(tame, data, optax.sgd(0.1), [0, 4])
+    _allclose(error.value.finished.train_outputs, expected.train_outputs)
+    _allclose(
+        inn.evaluate_ensemble(error.value.finished.ensemble, x), expected.train_outputs[-1]
+    )
+
+
+def _ntk(net, x):
+    """The mean over outputs of products of Jacobians."""
+    weights, rest = eqx.partition(net, inn.trainable(net))
+    fn = lambda weights: jax.vmap(eqx.combine(weights, rest))(x)
+    jacobians = [
+        j.reshape(*j.shape[:2], -1) for j in jax.tree.leaves(jax.jacobian(fn)(weights))
+    ]
+    products = [jnp.einsum("iop,jop->ij", j, j) / j.shape[1] for j in jacobians]
+    return sum(products)
+
+
+def test_ntk_drift(getkey, data):
+    x = data[0]
+    make = lambda key: eqx.nn.MLP(1, 2, 5, 1, jax.nn.tanh, key=key)
+    ensemble = inn.draw_ensemble(make, getkey(), None, 3)
+    y = jnp.concatenate([jnp.sin(x), x], axis=1)
+    trained = inn.train_ensemble(ensemble, x, y, optax.sgd(0.3), [0, 3, 9], ntk_drift=x[1:])
+    assert trained.ntk_drift.shape == (3, 3)
+    assert jnp.max(trained.ntk_drift[0]) < 1e-14
+    ntk = eqx.filter_jit(lambda net: _ntk(net, x[1:]))
+    for i in range(3):
+        before, after = ntk(_member(ensemble, i)), ntk(_member(trained.ensemble, i))
+        expected = jnp.linalg.norm(after - before) / jnp.linalg.norm(before)
+        assert expected > 1e-3
+        _allclose(trained.ntk_drift[-1, i], expected)
+    assert "NTK moved by" in repr(trained)
+
+
+_on_devices = """
+import jax
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 4)
+import equinox as eqx, jax.numpy as jnp, jax.random as jr, numpy as np, optax
+import infinitenet as inn
+
+x = jr.normal(jr.key(0), (5, 3))
+y, adam, batches = jnp.sin(x[:, :1]), optax.adam(0.05), inn.Batches(2, jr.key(3))
+net = inn.Sequential([inn.Dense(6), inn.Erf(), inn.Dense(1)])
+ensemble = inn.draw_ensemble(net, jr.key(1), x[0], 8)
+
+def train(ensemble, mesh, **options):
+    options = {
+        "ntk_drift": x[1:],
+        "batches": batches,
+        "x_test": x[:2],
+        "members_at_once": 4,
+        "progress": False,
+        **options,
+    }
+    return inn.train_ensemble(ensemble, x, y, adam, [0, 4, 9], mesh=mesh, **options)
+
+def close(a, b):
+    a, b = eqx.filter((a, b), eqx.is_array)
+    compare = lambda a, b: np.testing.assert_allclose(a, b, 1e-10, 1e-12)
+    jax.tree.map(compare, *jax.tree.map(np.asarray, (a, b)))
+
+one = train(ensemble, None)
+for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+    mesh = jax.make_mesh((2, 2), ("members", "other"), axis_types=(kind, kind))
+    out = train(ensemble, mesh)
+    close(out, one)
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("members"))
+    for leaf in jax.tree.leaves(eqx.filter(out.ensemble, eqx.is_array)):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        assert leaf.sharding.mesh == mesh
+    close(inn.evaluate_ensemble(out.ensemble, x[:2]), one.test_outputs[-1])
+    with jax.set_mesh(mesh):
+        close(train(ensemble, mesh), one)
+
+# The networks are where they were, also if they are read from a file.
+for _ in range(2):
+    more = train(out.ensemble, None, checkpoint="run.npz", save_every=0)
+    assert jax.tree.leaves(more.ensemble)[0].sharding.mesh == mesh
+    close(more, train(one.ensemble, None))
+jitted = jax.jit(lambda x: train(ensemble, mesh, x_test=x).test_outputs)
+close(jitted(x[:2]), one.test_outputs)
+try:
+    train(ensemble, mesh, members_at_once=3)
+except ValueError as error:
+    assert "has 2 devices" in str(error) and "`members_at_once`, 3, must be" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+def test_mesh(tmp_path):
+    package = str(pathlib.Path(inn.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _on_devices],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": package},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def _bad_inputs():
@@ -346,6 +476,10 @@ def test_compare_without_times(getkey):
     mean, std = np.mean(f, axis=0), np.std(f, axis=0, ddof=1)
     _allclose(got.z_mean, (mean - prediction.mean) * 50**0.5 / sigma)
     _allclose(got.z_variance, (std**2 / sigma**2 - 1) * 24.5**0.5)
+    sample = (np.cov(f[..., 0].T) + np.cov(f[..., 1].T)) / 2
+    _allclose(got.ensemble_covariance, sample)
+    variance = np.square(a @ a.T) + np.outer(sigma, sigma) ** 2
+    _allclose(got.z_covariance, (sample - a @ a.T) / np.sqrt(variance / (49 * 2)))
     samples = prediction.sample(getkey(), 40_000)
     losses = np.mean((samples - y[None]) ** 2, axis=(1, 2)) / 2
     error = abs(losses.mean() - inn.expected_loss(prediction, y))
@@ -354,8 +488,47 @@ def test_compare_without_times(getkey):
     assert got.loss_std is not None
     np.testing.assert_allclose(got.loss_std, losses.std(), rtol=0.05)
     assert repr(got).startswith("<Comparison of 50 networks: z-scores")
+    assert got.member_loss.shape == (50,) and got.train is None and got.ntk_drift is None
     with pytest.raises(ValueError, match="give `y`"):
         _ = inn.compare(f, prediction).z_loss
+
+
+def test_z_scores_of_covariances(getkey):
+    """Of samples of the very distribution they are standard normal."""
+    a = jr.normal(getkey(), (3, 3))
+    prediction = inn.Prediction(jnp.zeros((3, 4)), a @ a.T)
+    f = prediction.sample(getkey(), 200 * 30).reshape(200, 30, 3, 4)
+    z = jax.vmap(lambda f: inn.compare(f, prediction).z_covariance)(f)
+    # Of variances the standard error is about the root of 2 over 200.
+    np.testing.assert_allclose(jnp.mean(z, axis=0), 0, atol=4 / 200**0.5)
+    np.testing.assert_allclose(jnp.var(z, axis=0), 1, atol=4 * (2 / 200) ** 0.5)
+
+
+def test_compare_trained(wide):
+    trained, infinite, prediction, y = wide
+    y_test = jnp.zeros((5, 1))
+    trained = eqx.tree_at(
+        lambda t: t.ntk_drift, trained, trained.train_loss, is_leaf=lambda x: x is None
+    )
+    train = inn.Prediction(jnp.zeros((5, 4, 1)), jnp.broadcast_to(jnp.eye(4), (5, 4, 4)))
+    both = inn.compare(trained, prediction, y_test, train_prediction=train, y_train=y)
+    alone = inn.compare(trained.test_outputs, prediction, y_test)
+    assert both.train is not None and both.train.train is None
+    _allclose(both.z_covariance, alone.z_covariance)
+    _allclose(both.member_loss, jnp.mean(trained.test_outputs**2, axis=(2, 3)) / 2)
+    _allclose(both.train.member_loss, trained.train_loss)
+    assert both.train.mean.shape == (5, 4, 1)
+    assert jnp.array_equal(both.ntk_drift, trained.train_loss)
+    text = repr(both)
+    for each in ("covariance rms", "; 0.", "on training data:", "NTK moved by"):
+        assert each in text
+    # Without test inputs, it is of training data.
+    no_test = eqx.tree_at(lambda t: t.test_outputs, trained, None)
+    _allclose(inn.compare(no_test, train).z_mean, both.train.z_mean)
+    with pytest.raises(ValueError, match="`y_train` was given without"):
+        inn.compare(trained, prediction, y_train=y)
+    with pytest.raises(ValueError, match="give `trained` in place of its outputs"):
+        inn.compare(trained.test_outputs, prediction, train_prediction=train)
 
 
 def test_compare_bad_inputs(getkey):
