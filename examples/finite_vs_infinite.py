@@ -154,14 +154,16 @@ def main():
         "chance gives, and more is the finite width.\n\n"
         " width    z(mean)  z(variance) z(loss)   test loss  infinite  NTK drift"
     )
-    drifts = {}
+    results, drifts = [], {}
     for width in widths:
         trained = train(infinite, width, n_members, steps)
         on_train, on_test = infinite.compare(trained)
         print_row(width, trained, on_train, on_test)
         drifts[width] = trained.ntk_drift
+        results.append((trained, on_train, on_test))
     args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / "finite_vs_infinite.png"
+    trained, on_train, on_test = results[-1]
     t = np.asarray(trained.times(infinite.rate))
     draw(file, t, widths[-1], trained, on_train, on_test, drifts)
     print(f"\nThe figure is {file}. Finished in {time.perf_counter() - start:.0f} s.")

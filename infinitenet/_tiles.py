@@ -97,7 +97,7 @@ def default_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def to_memory(memory: Any) -> float:
+def to_memory(memory: Any) -> int:
     """A number of bytes, the default of which is half of what there is.
 
     **Raises:** `ValueError` for anything else.
@@ -107,7 +107,7 @@ def to_memory(memory: Any) -> float:
     is_number = isinstance(memory, numbers.Real) and not isinstance(memory, bool)
     if not is_number or not 0 <= float(memory) < math.inf:
         raise ValueError(f"`memory` must be a number of bytes, but it is {memory!r}.")
-    return float(memory)
+    return int(float(memory))
 
 
 def choose_area(entry: int, memory: Any) -> int:
@@ -115,7 +115,7 @@ def choose_area(entry: int, memory: Any) -> int:
 
     **Raises:** `ValueError` if the memory does not suffice for a single one.
     """
-    memory = int(to_memory(memory))
+    memory = to_memory(memory)
     area = memory // (_ALIVE * entry)
     if area < 1:
         raise ValueError(

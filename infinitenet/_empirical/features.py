@@ -1,6 +1,7 @@
 """Gradients of outputs along weights, each kept in the form that is cheaper to multiply."""
 
 import abc
+import functools as ft
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,7 +90,8 @@ class Features(eqx.Module):
         return k / self.outputs.shape[-1]
 
     def ntk(self, other: "Features") -> Float[Array, "n1 n2 full1 full2 diagonal"]:
-        k = sum(a.kernel(b) for a, b in zip(self.factors, other.factors, strict=True))
+        pairs = zip(self.factors, other.factors, strict=True)
+        k = ft.reduce(jnp.add, [a.kernel(b) for a, b in pairs])
         return k / self.outputs.shape[-1]
 
 
@@ -163,11 +165,12 @@ def _ways(plan: Plan) -> dict[int, Any]:
 
 def explicit_plan(unit: Unit, x: PyTree) -> Plan:
     """A plan of all derivatives, whatever their structure."""
-    leaves, closed = _trace(unit, x)[::2]
+    leaves, _, closed = _trace(unit, x)
     return Plan(closed, [], [], list(range(len(leaves))))
 
 
-def _trace(unit: Unit, x: PyTree) -> tuple[list[Array], list[Array], jex.ClosedJaxpr]:
+def _trace(unit: Unit, x: PyTree) -> tuple[list[Any], list[Any], jex.ClosedJaxpr]:
+    """Weights, inputs (or shapes of these), and the model as equations."""
     leaves, structure = jax.tree.flatten(unit.weights)
     arrays, inputs = jax.tree.flatten(x)
 
@@ -266,7 +269,9 @@ def _of_output(
         a = jnp.concatenate([activations[i] for i in group], axis=1)
         d = [jax.vmap(plan.sites[i].layout.gradients)(added[i]) for i in group]
         outer = Outer(a[None], split(jnp.concatenate(d, axis=2)))
-        sizes = outer.gradients.shape[1:4]
-        cheaper = outer_is_cheaper(Shape(*a.shape, d[0].shape[-1]), sizes, n)
+        _, full, diagonal, trace, groups, positions, outputs = outer.gradients.shape
+        sizes = full, diagonal, trace
+        shape = Shape(groups, positions, a.shape[-1], outputs)
+        cheaper = outer_is_cheaper(shape, sizes, n)
         factors.append(outer if cheaper else outer.whole())
     return Features(split(out.reshape(-1)), factors)
