@@ -16,7 +16,7 @@ from .._checks import check_finite
 from .._empirical.methods import AbstractNTKMethod
 from .._layer import AbstractLayer
 from .._progress import Progress, reporting
-from .._tiles import default_memory
+from .._tiles import to_memory
 from .._tracing import is_traced
 from .._weights import without_weights
 from .draws import to_sampler
@@ -88,7 +88,8 @@ def monte_carlo_gram(
     - `progress`: as for [`infinitenet.gram`][], with the number of networks.
     - `checkpoint`: a file that keeps what was done. If it exists, the estimate goes on from
         it, with the same numbers as if there had been no interruption: after an
-        interruption, for more samples, or for other records. It is kept in the end.
+        interruption, for more samples, or for other records. Networks that are in the file
+        count, though fewer would do for `rtol`. It is kept in the end.
     - `save_every`: seconds between two saves.
 
     **Returns:** A [`infinitenet.MonteCarloGram`][].
@@ -116,7 +117,7 @@ def monte_carlo_gram(
     key = _to_key(key)
     sampler, x1, x2 = to_sampler(net, key, x1, x2)
     at_once = _to_size(samples_at_once)
-    memory = memory if at_once == 1 else int(memory or default_memory()) // at_once
+    memory = memory if at_once == 1 else to_memory(memory) // at_once
     axes = (_hashable(trace_axes), _hashable(diagonal_axes))
     options = Options(ntk, *axes, method, memory, _automatic(mesh))
     tolerance = None if rtol is None else jnp.asarray(rtol, float)
@@ -218,7 +219,11 @@ def _check_rtol(rtol: float | None, most: int) -> None:
         )
 
 
-def _to_key(key: Array) -> PRNGKeyArray:
+def _to_key(key: Any) -> PRNGKeyArray:
+    if not isinstance(key, jax.Array):
+        raise ValueError(
+            f"`key` must be a random key, such as `jax.random.key(0)`, but it is {key!r}."
+        )
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed and key.dtype == jnp.uint32 and key.ndim == 1:
         key, typed = jr.wrap_key_data(key), True
