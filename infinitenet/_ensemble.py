@@ -135,7 +135,8 @@ def train_ensemble(
         By default that of `ensemble`, if it is spread like this.
     - `checkpoint`: a file to save the state of training in. If it exists, training goes on
         from there, to the very same numbers; and if it was at the end, they are returned
-        at once. A kill at any moment leaves a whole file.
+        at once. A kill at any moment leaves a whole file. (On GPUs, numbers repeat with
+        `XLA_FLAGS=--xla_gpu_deterministic_ops=true`.)
     - `save_every`: the seconds from one saving to the next, at least.
     - `progress`: as for [`infinitenet.gram`][].
 

@@ -132,6 +132,7 @@ class _Run:
     - `part`, `recorded`: the part in training, and how many records there are of it.
     - `good`: the last state of it from which all losses are known to be finite; `None`
         before it begins.
+    - `saved`: that which the file has.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class _Run:
         self.finished: list[PyTree] = []
         self.part, self.recorded = 0, 0
         self.good: State | None = None
+        self.saved: State | None = None
         self.pace = _Pace()
 
     def _first(self, problem: Problem, weights: PyTree) -> tuple[State, Record]:
@@ -266,9 +268,11 @@ class _Run:
     #
 
     def _save(self, *, if_due: bool = False) -> None:
-        if self.good is None or (if_due and not self.store.is_due()):
+        if self.good is self.saved or (if_due and not self.store.is_due()):
             return
+        assert self.good is not None
         self.store.save(self._tree(self.good))
+        self.saved = self.good
 
     def _tree(self, state: State) -> PyTree:
         """What is saved: always of the same shapes."""
@@ -313,4 +317,4 @@ class _Run:
         cut = lambda x: x[: len(self.parts[self.part])]
         opt_state = eqx.combine(map_arrays(cut, saved["opt_state"]), static)
         state = State(weights, opt_state, cut(saved["loss"]), saved["step"])
-        self.good = self.plan.placed(state)
+        self.good = self.saved = self.plan.placed(state)
