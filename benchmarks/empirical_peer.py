@@ -95,9 +95,7 @@ def _neural_tangents(workload: Workload, mode: str) -> Callable[[Any, Any], Any]
     nt = importlib.import_module("neural_tangents")
     if workload.name == "wrn":
         wide_resnet = importlib.import_module("peer").wide_resnet
-        init, apply, _ = wide_resnet(
-            nt.stax, workload.depth, workload.width, N_OUTPUTS
-        )
+        init, apply, _ = wide_resnet(nt.stax, workload.depth, workload.width, N_OUTPUTS)
     else:
         init, apply, _ = nt.stax.serial(*_layers(nt.stax, workload))
     _, weights = init(jax.random.PRNGKey(0), (1, *workload.shape))
