@@ -1,5 +1,8 @@
 """Files to go on from: whole or refused, whatever happens to them."""
 
+# What is missing fails a test in any case.
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import json
 import os
 import pathlib

@@ -32,7 +32,7 @@ def test_constant_gradient(rate, momentum):
     steps = np.asarray([[0, 1], [2, 30]])
     # Optax computes schedules in float32.
     rtol = 1e-6 if callable(rate) else 1e-12
-    times = inn.flow_time(steps, rate, momentum)
+    times = inn.flow_time(steps, rate, momentum)  # pyright: ignore
     np.testing.assert_allclose(times, -run()[steps], rtol)
 
 
@@ -192,7 +192,7 @@ def test_values_of_learning_rates():
     optimiser = inn.ntk_parameterized(optax.adam(0.1), dense)
     weights = eqx.filter(dense, inn.trainable(dense))
     change, _ = optimiser.update(weights, optimiser.init(weights), weights)
-    assert not jnp.any(change.weights.b) and jnp.all(jnp.isfinite(change.weights.W))
+    assert not jnp.any(change.weights.b) and jnp.all(jnp.isfinite(change.weights.W))  # pyright: ignore
 
 
 def test_bad_networks():
@@ -210,7 +210,7 @@ def test_bad_networks():
 def test_standard_parameterization_is_a_flow():
     """Of its own NTK, at the sum of the learning rates; loosely, at finite width."""
     width, p = 256, {"parameterization": "standard"}
-    layers = [inn.Dense(width, 1.5, 0.05, **p), inn.Erf(), inn.Dense(1, 1.5, 0.05, **p)]
+    layers = [inn.Dense(width, 1.5, 0.05, **p), inn.Erf(), inn.Dense(1, 1.5, 0.05, **p)]  # pyright: ignore
     net = inn.Sequential(layers)
     x = jnp.asarray([[-2.0], [-0.4], [0.7], [2.2]])
     k = jax.jit(lambda x: inn.gram(net, x))(x)
