@@ -111,7 +111,7 @@ def plot(file, convergences):
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.size": 10}):
-        figure, axes = plt.subplots(2, 2, figsize=(9, 7.5), layout="constrained")
+        figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
         for column, (name, c) in zip(axes.T, convergences.items(), strict=True):
             for ax, along in zip(column, ("samples", "width"), strict=True):
                 inn.plot.convergence(c, name, along=along, ax=ax)
@@ -137,8 +137,8 @@ def main():
     if args.quick:
         convergences = measure(small_network, (1, 8), (1, 10, 100), images(3))
     else:
-        n_samples = (1, 2, 4, 8, 16, 32, 64, 128)
-        convergences = measure(wide_resnet, (1, 2, 4, 8, 16), n_samples, images(5))
+        n_samples = (1, 4, 16, 64, 256)
+        convergences = measure(wide_resnet, (1, 2, 4, 8), n_samples, images(5))
     for name, convergence in convergences.items():
         print_table(name, convergence)
     args.output.mkdir(parents=True, exist_ok=True)

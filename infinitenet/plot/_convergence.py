@@ -19,10 +19,10 @@ def convergence(
 ) -> Axes:
     r"""Relative errors of Monte Carlo kernels, in the number of networks or in their width.
 
-    Both axes are logarithmic. The dashed line has slope -1/2: errors of sampling are
-    parallel to it in the number of networks, and in width too, if it is the variance
-    between networks that falls with their width, as of the NTK. Where lines are
-    horizontal, it is the bias of finite width that is left.
+    Both axes are logarithmic. Thin dotted lines are the root mean square of what sampling
+    alone makes: a measured line that stays above its dotted one shows the bias of finite
+    width. The dashed line has slope -1/2. So have errors of sampling in the number of
+    networks, and in width too where the variance between networks falls with it.
 
     **Arguments:**
 
@@ -42,21 +42,31 @@ def convergence(
     errors = getattr(convergence, kernel)
     if errors is None:
         raise ValueError("`convergence` has no NTK: it was not asked for.")
-    errors = np.asarray(errors)
+    errors, parts = (
+        np.asarray(errors),
+        np.asarray(getattr(convergence, f"{kernel}_sampling")),
+    )
     widths, counts = np.asarray(convergence.widths), np.asarray(convergence.n_samples)
     if along == "samples":
-        x, lines, each, title = counts, errors, widths, "width"
+        x, each, title = counts, widths, "width"
     else:
-        x, lines, each, title = widths, errors.T, counts, "networks"
+        x, each, title = widths, counts, "networks"
+        errors, parts = errors.T, parts.T
     ax = to_axes(ax)
-    for value, line, colour in zip(each, lines, _colours(len(each)), strict=True):
-        ax.plot(x, line, "o-", color=colour, ms=3.5, lw=1.4, label=f"{value}")
-    start = float(np.max(lines[:, 0]))
+    for i, colour in enumerate(_colours(len(each))):
+        ax.plot(x, errors[i], "o-", color=colour, ms=3.5, lw=1.4, label=f"{each[i]}")
+        ax.plot(x, parts[i], color=colour, lw=0.9, ls=":", zorder=1)
+    start = float(max(np.max(errors[:, 0]), np.max(parts[:, 0])))
     style: dict = {"color": GREY, "lw": 1.2, "ls": DASHED, "zorder": 1}
     ax.plot(x, start * (x / x[0]) ** -0.5, label="slope −1/2", **style)
     ax.set(xscale="log", yscale="log", xlabel=_along[along])
     ax.set_ylabel(f"relative error of the {_names[kernel]}")
-    ax.legend(title=title, frameon=False, fontsize="small", title_fontsize="small")
+    if along == "width":
+        ax.set_xticks(x, [f"{width}" for width in x])
+        ax.minorticks_off()
+    # Beside it, as lines go everywhere.
+    place: dict = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+    ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
     tidy(ax)
     return ax
 
