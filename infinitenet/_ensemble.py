@@ -176,5 +176,8 @@ def _to_optimiser(
     optimiser: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
     if not isinstance(optimiser, optax.GradientTransformation):
-        raise ValueError(f"`optimiser` must be one of Optax, but it is {optimiser!r}.")
+        raise ValueError(
+            "`optimiser` must be an `optax.GradientTransformation`, but it is "
+            f"{optimiser!r}."
+        )
     return optax.with_extra_args_support(optimiser)

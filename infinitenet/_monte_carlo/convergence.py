@@ -123,11 +123,7 @@ def monte_carlo_convergence(
         ICLR 2020: Figure 2.
     """
     widths = _to_widths(widths)
-    if np.size(n_samples) and np.max(n_samples) < 2:
-        raise ValueError(
-            "`n_samples` must go to 2 at least, as one network has no standard error, but "
-            f"it is {n_samples!r}."
-        )
+    _check_counts(n_samples)
     options: dict = {"n_samples": n_samples, "ntk": ntk, "save_every": save_every}
     options |= {"samples_at_once": samples_at_once, "method": method}
     options |= {"memory": memory, "mesh": mesh}
@@ -145,6 +141,14 @@ def monte_carlo_convergence(
     counts = jnp.asarray([record.n_samples for record in records])
     table = jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
     return MonteCarloConvergence(jnp.asarray(widths), counts, *table)
+
+
+def _check_counts(n_samples: Any) -> None:
+    if np.size(n_samples) and np.max(n_samples) < 2:
+        raise ValueError(
+            "`n_samples` must go to 2 at least, as one network has no standard error, but "
+            f"it is {n_samples!r}."
+        )
 
 
 def _file(folder: str | os.PathLike | None, width: int) -> pathlib.Path | None:

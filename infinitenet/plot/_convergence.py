@@ -39,13 +39,10 @@ def convergence(
     for name, value, known in (("kernel", kernel, _names), ("along", along, _along)):
         if value not in known:
             raise ValueError(f"`{name}` must be one of {list(known)}, not {value!r}.")
-    errors = getattr(convergence, kernel)
-    if errors is None:
+    if getattr(convergence, kernel) is None:
         raise ValueError("`convergence` has no NTK: it was not asked for.")
-    errors, parts = (
-        np.asarray(errors),
-        np.asarray(getattr(convergence, f"{kernel}_sampling")),
-    )
+    names = (kernel, f"{kernel}_sampling")
+    errors, parts = (np.asarray(getattr(convergence, name)) for name in names)
     widths, counts = np.asarray(convergence.widths), np.asarray(convergence.n_samples)
     if along == "samples":
         x, each, title = counts, widths, "width"
