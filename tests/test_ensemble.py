@@ -356,9 +356,9 @@ for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         assert leaf.sharding.mesh == mesh
     close(inn.evaluate_ensemble(out.ensemble, x[:2]), one.test_outputs[-1])
-    with jax.set_mesh(mesh):
-        close(train(ensemble, mesh), one)
 
+with jax.set_mesh(mesh):
+    close(train(ensemble, mesh), one)
 # The networks are where they were, also if they are read from a file.
 for _ in range(2):
     more = train(out.ensemble, None, checkpoint="run.npz", save_every=0)
