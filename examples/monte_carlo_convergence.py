@@ -5,7 +5,7 @@
 The kernels of random finite networks are averaged, and compared with those of the infinite
 network: for networks of several widths, and several numbers of networks, on images of
 handwritten digits. A table has the relative errors, and `monte_carlo_convergence.png` draws
-them.
+them, with dotted lines for what sampling alone makes.
 
 As in the paper, the NNGP kernel is that of the features before the last layer, and the NTK
 that of a network of one output. Unlike there, the first convolution is widened too. With 16
