@@ -415,8 +415,8 @@ def test_not_finite(tmp_path):
     text = f"Sample {first} is not finite.* The {first} samples before it are in .*npz"
     with pytest.raises(ValueError, match=text):
         _run(draw, n_samples=50, checkpoint=file, samples_at_once=4)
-    kept = _run(draw, n_samples=first, checkpoint=file)
-    _assert_same(kept, _run(draw, n_samples=first))
+    kept = _run(draw, n_samples=first, checkpoint=file, samples_at_once=4)
+    _assert_same(kept, _run(draw, n_samples=first, samples_at_once=4))
     # Its square overflows.
     large = eqx.Partial(_draw, jnp.asarray(1.0), jnp.asarray(1e90))
     with pytest.raises(ValueError, match=f"Sample {first} is not finite, or so large"):
