@@ -60,9 +60,12 @@ class Infinite:
         steps = inn.Steps(trained.steps, inn.GradientDescent(self.rate))
         on_train = self.ensemble.predict_train(steps)
         on_test = self.ensemble.predict(steps, self.k_test_train, self.k_test.nngp)
-        return (
-            inn.compare(trained.train_outputs, on_train, self.y_train),
-            inn.compare(trained.test_outputs, on_test, self.y_test),
+        return inn.compare(
+            trained,
+            on_test,
+            self.y_test,
+            train_prediction=on_train,
+            y_train=self.y_train,
         )
 
 
@@ -83,9 +86,9 @@ def train(infinite, width, n_members, steps):
     )
 
 
-def print_row(width, trained, on_train, on_test):
+def print_row(width, on_test):
     rms = lambda z: float(jnp.sqrt(jnp.mean(jnp.square(z))))
-    drift = trained.ntk_drift[-1]
+    drift = on_test.ntk_drift[-1]
     print(
         f"{width:6d}{rms(on_test.z_mean):10.2f}{rms(on_test.z_variance):11.2f}"
         f"{rms(on_test.z_loss):8.2f}{on_test.ensemble_loss[-1]:12.4f}"
@@ -94,10 +97,7 @@ def print_row(width, trained, on_train, on_test):
     )
 
 
-BLUE, ORANGE = "#0072B2", "#D55E00"
-
-
-def draw(file, t, width, trained, on_train, on_test, drifts):
+def draw(file, t, width, on_test, drifts):
     """Outputs, losses, and the drift of kernels."""
     import matplotlib
 
@@ -108,25 +108,10 @@ def draw(file, t, width, trained, on_train, on_test, drifts):
         1, 3, figsize=(13.5, 4.2), layout="constrained"
     )
     # The test images that change most, to either side.
-    last = on_test.mean[-1, :, 0] - on_test.mean[0, :, 0]
-    for i, colour in ((int(jnp.argmax(last)), BLUE), (int(jnp.argmin(last)), ORANGE)):
-        finite, spread = on_test.ensemble_mean[:, i, 0], on_test.ensemble_std[:, i, 0]
-        mean, std = on_test.mean[:, i, 0], on_test.std[:, i, 0]
-        left.fill_between(
-            t, finite - 2 * spread, finite + 2 * spread, color=colour, alpha=0.25, lw=0
-        )
-        left.plot(
-            t, finite, color=colour, lw=2, label=f"digit {8 if colour == BLUE else 3}"
-        )
-        for curve in (mean, mean - 2 * std, mean + 2 * std):
-            left.plot(t, curve, color="#222222", lw=1, ls=(0, (4, 3)))
-    left.set_xscale("symlog", linthresh=float(t[1]))
-    left.set(xlabel="training time (learning rate × steps)", ylabel="output")
+    change = on_test.mean[-1, :, 0] - on_test.mean[0, :, 0]
+    images = [int(jnp.argmax(change)), int(jnp.argmin(change))]
+    inn.plot.finite_vs_infinite(t, on_test, images, axes=(left, middle))
     left.set_title(f"Two test images: {on_test.n_members} networks of width {width}")
-    left.plot([], [], color="#222222", ls=(0, (4, 3)), label="infinite network")
-    left.legend(frameon=False, loc="upper left")
-    inn.plot.losses(t, trained.train_loss, on_train, name="train", ax=middle)
-    inn.plot.losses(t, trained.test_loss, on_test, name="test", colour=ORANGE, ax=middle)
     middle.set_title("Losses")
     for each, drift in drifts.items():
         right.loglog(t[1:], jnp.mean(drift[1:], axis=1), label=f"width {each}")
@@ -154,18 +139,16 @@ def main():
         "chance gives, and more is the finite width.\n\n"
         " width    z(mean)  z(variance) z(loss)   test loss  infinite  NTK drift"
     )
-    results, drifts = [], {}
+    comparisons, t = {}, np.zeros(0)
     for width in widths:
         trained = train(infinite, width, n_members, steps)
-        on_train, on_test = infinite.compare(trained)
-        print_row(width, trained, on_train, on_test)
-        drifts[width] = trained.ntk_drift
-        results.append((trained, on_train, on_test))
+        comparisons[width] = infinite.compare(trained)
+        print_row(width, comparisons[width])
+        t = np.asarray(trained.times(infinite.rate))
     args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / "finite_vs_infinite.png"
-    trained, on_train, on_test = results[-1]
-    t = np.asarray(trained.times(infinite.rate))
-    draw(file, t, widths[-1], trained, on_train, on_test, drifts)
+    drifts = {width: comparison.ntk_drift for width, comparison in comparisons.items()}
+    draw(file, t, widths[-1], comparisons[widths[-1]], drifts)
     print(f"\nThe figure is {file}. Finished in {time.perf_counter() - start:.0f} s.")
 
 

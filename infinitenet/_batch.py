@@ -19,6 +19,20 @@ def batch_size(x: PyTree[Array]) -> int:
     return jax.tree.leaves(x)[0].shape[0]
 
 
+def batch_of_one(x: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[None], x)
+
+
+def first_of(x: PyTree) -> PyTree:
+    """The first example."""
+    return jax.tree.map(lambda x: x[0], x)
+
+
+def shape_of_one(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shape of each example."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
+
+
 def to_batch(name: str, x: PyTree) -> PyTree[Array]:
     """A batch of inputs as arrays of at least float32.
 

@@ -111,6 +111,15 @@ def load(
     return jax.tree.unflatten(structure, leaves)
 
 
+def shapes_in(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """The shapes of all arrays of a file, by their places in the pytree.
+
+    **Raises:** as `load`.
+    """
+    metadata, _ = _read(pathlib.Path(path))
+    return {place: tuple(shape) for place, shape, *_ in metadata["leaves"]}
+
+
 #
 # Arrays
 #

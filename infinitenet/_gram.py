@@ -10,7 +10,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._batch import batch_size, to_batch
+from ._batch import batch_size, first_of, to_batch
 from ._checks import check_finite
 from ._covariance import Covariance, Pairs
 from ._custom_types import Arrays
@@ -98,7 +98,7 @@ def gram(
     variance = common_variance(net, x1, x2)
     arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
     entry = Entry(static, ntk, demand)
-    first = _example(x1), _example(x1 if x2 is None else x2)
+    first = first_of(x1), first_of(x1 if x2 is None else x2)
     area = choose_area(_program(entry, _one, arrays, *first).largest_array(), memory)
     if is_traced((arrays, x1, x2)):
         out = _by_rows(entry, arrays, x1, x2, area)
@@ -132,7 +132,7 @@ def gram_diagonal(
     x = to_batch("x", x)
     variance = common_variance(net, x, None)
     arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
-    entry, first = Entry(static, ntk, demand), _example(x)
+    entry, first = Entry(static, ntk, demand), first_of(x)
     area = choose_area(_program(entry, _one, arrays, first, first).largest_array(), memory)
     by = _diagonal_by_rows if is_traced((arrays, x)) else _diagonal_by_tiles
     return GramDiagonal(*_finite(by(entry, arrays, x, area)))
@@ -196,10 +196,6 @@ _OVERFLOW = (
     "`jit`): lower `W_std`, use fewer layers, scale the inputs down, or use float64 "
     '(`jax.config.update("jax_enable_x64", True)`).'
 )
-
-
-def _example(x: PyTree[Array]) -> PyTree[Array]:
-    return jax.tree.map(lambda x: x[0], x)
 
 
 def _by_rows(

@@ -8,7 +8,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._batch import batch_size
+from ._batch import batch_of_one, batch_size, first_of
 from ._custom_types import Arrays
 from ._empirical.model import (
     AbstractFunction,
@@ -46,8 +46,7 @@ def evaluate(model: Any, x: PyTree, at_once: int | None = None) -> PyTree[Array]
     if at_once is None or at_once >= batch_size(x) or isinstance(model, CoupledFunction):
         return model(x) if isinstance(model, AbstractFunction) else jax.vmap(model)(x)
     if isinstance(model, AbstractFunction):
-        first = lambda out: jax.tree.map(lambda out: out[0], out)
-        one = lambda x: first(model(jax.tree.map(lambda x: x[None], x)))
+        one = lambda x: first_of(model(batch_of_one(x)))
     else:
         one = model
     return lax.map(one, x, batch_size=at_once)
@@ -63,7 +62,7 @@ def member_outputs(ensemble: Any, x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     unit = Unit(weights, rest, isinstance(ensemble, CoupledFunction))
     n = batch_size(x)
     if unit.coupled:
-        return unit_outputs(unit, jax.tree.map(lambda x: x[None], x))
+        return unit_outputs(unit, batch_of_one(x))
     out = unit_outputs(unit, x)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), out)
 

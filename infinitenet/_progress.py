@@ -35,3 +35,21 @@ def reporting(progress: Progress | bool, description: str, unit: str) -> Iterato
             bar.update(done - bar.n)
 
         yield show
+
+
+# Seconds until a program can be interrupted and shows how far it is, about.
+_SECONDS = 1.0
+
+
+class Pace:
+    """How many steps of a program to go until the next look, whatever the machine."""
+
+    def __init__(self):
+        self.steps = 1
+
+    def heed(self, seconds: float) -> None:
+        """Learns from how long so many steps took."""
+        if seconds < _SECONDS / 2:
+            self.steps *= 2
+        elif seconds > 2 * _SECONDS:
+            self.steps = max(self.steps // 2, 1)

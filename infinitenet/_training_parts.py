@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._members import count_members
+from ._mesh import auto_mesh
 from ._tracing import is_traced
 from ._training import initial_state, Problem, start_kernels, State
 
@@ -140,5 +141,4 @@ def _check_mesh(
                 f"which {name}, {value}, must be a multiple. Take {value // n * n or n} or "
                 f"{(value // n + 1) * n}."
             )
-    auto = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
-    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+    return auto_mesh(mesh)

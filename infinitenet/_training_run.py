@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from ._progress import Progress
+from ._progress import Pace, Progress
 from ._tracing import is_traced
 from ._trained import TrainedEnsemble, TrainingDiverged
 from ._training import advance, Problem, Record, record, State
@@ -97,28 +97,6 @@ def _train_part(
 #
 
 
-# Seconds until a program can be interrupted and shows how far it is, about.
-_SECONDS = 1.0
-
-
-class _Pace:
-    """How many steps to go until the next look, whatever the machine."""
-
-    def __init__(self):
-        self.steps = 1
-
-    def advance(self, problem: Problem, state: State, stop: int) -> State:
-        start = time.perf_counter()
-        stop = min(stop, int(state.step) + self.steps)
-        state = jax.block_until_ready(advance(problem, state, jnp.asarray(stop, jnp.int32)))
-        seconds = time.perf_counter() - start
-        if seconds < _SECONDS / 2:
-            self.steps *= 2
-        elif seconds > 2 * _SECONDS:
-            self.steps = max(self.steps // 2, 1)
-        return state
-
-
 def _is_finite(x: Any) -> bool:
     return bool(np.all(np.isfinite(np.asarray(x))))
 
@@ -155,7 +133,7 @@ class _Run:
         self.part, self.recorded = 0, 0
         self.good: State | None = None
         self.saved: State | None = None
-        self.pace = _Pace()
+        self.pace = Pace()
 
     def _first(self, problem: Problem, weights: PyTree) -> tuple[State, Record]:
         problem = self.plan.problem_of(problem, self.parts[0])
@@ -193,7 +171,10 @@ class _Run:
     def _advance_to(self, stop: int, state: State) -> State:
         part, last = self.parts[self.part], int(self.plan.steps[-1])
         while int(state.step) < stop:
-            new = self.pace.advance(self.problem, state, stop)
+            start = time.perf_counter()
+            near = jnp.asarray(min(stop, int(state.step) + self.pace.steps), jnp.int32)
+            new = jax.block_until_ready(advance(self.problem, state, near))
+            self.pace.heed(time.perf_counter() - start)
             if not _is_finite(new.loss):
                 raise self._diverged(int(new.step) - 1, [new.loss])
             # Now the loss of `state` is known too.

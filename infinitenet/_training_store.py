@@ -10,6 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from . import _checkpoint as checkpoint
+from ._batch import shape_of_one
 from ._members import evaluate
 from ._tracing import is_traced
 from ._training import Problem
@@ -96,8 +97,7 @@ def _programs(problem: Problem, weights: PyTree) -> dict[str, str]:
     """What functions do, of which nothing else can be told."""
     arrays, static = eqx.partition(problem.rest, eqx.is_array)
     struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    member = jax.tree.map(one, (weights, arrays))
+    member = shape_of_one((weights, arrays))
     data = jax.tree.map(struct, (problem.x_train, problem.y_train))
 
     def outputs(member, data):

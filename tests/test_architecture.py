@@ -24,6 +24,7 @@ _order = [
     "_custom_types",
     "_tracing",
     "_progress",
+    "_mesh",
     "_checks",
     "_path",
     "_show",

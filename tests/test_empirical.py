@@ -276,6 +276,8 @@ for mesh in (
     assert len(got.ntk.devices()) == 4, got.ntk.sharding
     np.testing.assert_allclose(got.nngp, want.nngp, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(got.ntk, want.ntk, rtol=1e-12, atol=1e-14)
+    got = jax.jit(lambda x, mesh=mesh: inn.empirical_ntk(net, x, mesh=mesh))(x)
+    np.testing.assert_allclose(got, want.ntk, rtol=1e-12, atol=1e-14)
     got = inn.empirical_ntk(net, x, x[:3], mesh=mesh)
     np.testing.assert_allclose(got, want12, rtol=1e-12, atol=1e-14)
     got = inn.empirical_ntk(net, x, mesh=mesh, diagonal_axes=(0,))
@@ -294,23 +296,31 @@ def test_devices():
 
 @pytest.mark.parametrize("name", ["odd", "batch norm"])
 def test_vector_product(name, getkey):
+    """Against Jacobians; outputs of several arrays interact too."""
     model, x = MODELS[name](getkey())
     x1, x2 = (x, x) if name == "batch norm" else (x[:3], x)
-    full = inn.empirical_ntk(model, x1, x2, trace_axes=(), progress=False)
     multiply = inn.ntk_vector_product(model, x1, x2, at_once=3)
-    draw = lambda k: jr.normal(getkey(), (k.shape[1], *k.shape[3::2]))
-    v = jax.tree.map(draw, full)
+
+    def outputs(x):
+        fn, weights = batch_outputs(model, x)
+        return fn, weights, jax.jit(jax.jacrev(fn))(weights)
+
+    def flat(jacobian, out):
+        each = jax.tree.structure(out).flatten_up_to(jacobian)
+        rows = [
+            np.concatenate([j.reshape(f.size, -1) for j in jax.tree.leaves(js)], 1)
+            for f, js in zip(jax.tree.leaves(out), each, strict=True)
+        ]
+        return np.concatenate(rows)
+
+    (fn1, weights, j1), (fn2, _, j2) = outputs(x1), outputs(x2)
+    out1, out2 = fn1(weights), fn2(weights)
+    v = jax.tree.map(lambda f: jr.normal(getkey(), f.shape), out2)
     got = eqx.filter_jit(multiply)(v)
-
-    def product(k, v):
-        ndim = v.ndim
-        order = [2 * i for i in range(ndim)] + [2 * i + 1 for i in range(ndim)]
-        return jnp.tensordot(k.transpose(order), v, ndim)
-
-    for a, b in zip(
-        *map(jax.tree.leaves, (got, jax.tree.map(product, full, v))), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert jax.tree.structure(got) == jax.tree.structure(out1)
+    stack = lambda v: np.concatenate([np.ravel(x) for x in jax.tree.leaves(v)])
+    want = flat(j1, out1) @ (flat(j2, out2).T @ stack(v))
+    np.testing.assert_allclose(stack(got), want, rtol=1e-9, atol=1e-9)
 
 
 def test_conjugate_gradients(getkey):

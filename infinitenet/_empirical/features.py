@@ -28,6 +28,10 @@ class AbstractFactor(eqx.Module):
         """Their inner products with those of other units."""
 
     @abc.abstractmethod
+    def multiplications(self) -> int:
+        """How many a pair of units takes."""
+
+    @abc.abstractmethod
     def whole(self) -> Any:
         """The gradients themselves."""
 
@@ -38,6 +42,10 @@ class Whole(AbstractFactor):
     """
 
     gradients: Float[Array, "n inputs full diagonal trace outputs"]
+
+    def multiplications(self):
+        _, inputs, full, diagonal, trace, outputs = self.gradients.shape
+        return full**2 * diagonal * trace * inputs * outputs
 
     def whole(self):
         return self
@@ -69,6 +77,12 @@ class Outer(AbstractFactor):
         d = jnp.einsum("nfdthpj,kgdthqj->nkfgdhpq", d1, d2, precision=_HIGHEST)
         return jnp.einsum("nkfgdhpq,nkhpq->nkfgd", d, a, precision=_HIGHEST)
 
+    def multiplications(self):
+        _, full, diagonal, trace, groups, positions, outputs = self.gradients.shape
+        pairs = full**2 * diagonal
+        each = self.activations.shape[-1] + pairs * (trace * outputs + 1)
+        return groups * positions**2 * each
+
     def whole(self):
         d = jnp.einsum(
             "nhpi,nfdthpj->nhifdtj",
@@ -95,34 +109,14 @@ class Features(eqx.Module):
         return k / self.outputs.shape[-1]
 
 
-class Shape(NamedTuple):
-    """Sizes of a product at one site, or at several of the same weight."""
-
-    groups: int
-    positions: int
-    inputs: int
-    outputs: int
-
-
-def outer_is_cheaper(shape: Shape, axes_sizes: tuple[int, int, int], n: float) -> bool:
-    """Whether to keep activations and gradients apart.
-
-    **Arguments:**
-
-    - `shape`: of the product.
-    - `axes_sizes`: numbers of outputs in full, on the diagonal, and traced.
-    - `n`: with how many units each is paired.
-
-    **Returns:** whether that takes fewer multiplications.
-    """
-    groups, positions, inputs, outputs = shape
-    full, diagonal, trace = axes_sizes
-    pairs, both = full**2 * diagonal, positions**2
-    apart = both * (inputs + pairs * (trace * outputs + 1))
+def _cheaper(outer: Outer, n: float) -> AbstractFactor:
+    """The form of fewer multiplications, if each of `n` units is paired with as many."""
+    whole = jax.eval_shape(outer.whole)
     # The gradients are made once for each unit, and then serve for all pairs.
-    entries = inputs * outputs
-    made = full * diagonal * trace * positions * entries / n
-    return groups * apart <= groups * (pairs * trace * entries + made)
+    made = outer.gradients.shape[-2] * whole.gradients.size / n
+    if outer.multiplications() <= whole.multiplications() + made:
+        return outer
+    return outer.whole()
 
 
 class Plan(NamedTuple):
@@ -269,9 +263,5 @@ def _of_output(
         a = jnp.concatenate([activations[i] for i in group], axis=1)
         d = [jax.vmap(plan.sites[i].layout.gradients)(added[i]) for i in group]
         outer = Outer(a[None], split(jnp.concatenate(d, axis=2)))
-        _, full, diagonal, trace, groups, positions, outputs = outer.gradients.shape
-        sizes = full, diagonal, trace
-        shape = Shape(groups, positions, a.shape[-1], outputs)
-        cheaper = outer_is_cheaper(shape, sizes, n)
-        factors.append(outer if cheaper else outer.whole())
+        factors.append(_cheaper(outer, n))
     return Features(split(out.reshape(-1)), factors)

@@ -7,19 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._batch import batch_size
+from .._batch import batch_of_one, batch_size, shape_of_one
 from .._checks import check_finite
 from .._matrices import Gram, GramDiagonal
 from .._progress import Progress, reporting
 from .._tracing import is_traced
 from .axes import Axes, check_same, to_axes
-from .methods import (
-    AbstractNTKMethod,
-    choose_method,
-    one_batch,
-    one_shape,
-    partners,
-)
+from .methods import AbstractNTKMethod, choose_method, partners
 from .model import to_examples, to_unit, Unit, unit_outputs
 from .tiling import (
     by_devices,
@@ -251,7 +245,7 @@ def _problem(
         axes.append(each)
     inner = tuple(each.of_unit(unit.coupled) for each in axes)
     method = _to_method(unit, units, inner, options.method) if ntk else None
-    shapes_of_units = [one_shape(x) for x in units if x is not None]
+    shapes_of_units = [shape_of_one(x) for x in units if x is not None]
     alike = all(shape == shapes_of_units[0] for shape in shapes_of_units)
     task = Task(unit, inner, nngp, method, () if alike else tuple(shapes_of_units))
     return _Problem(task, units[0], units[1], tuple(axes), shapes, structure)
@@ -259,7 +253,7 @@ def _problem(
 
 def _units(unit: Unit, x: PyTree | None) -> PyTree | None:
     """A batch of units: of all examples at once if they are coupled."""
-    return one_batch(x) if unit.coupled and x is not None else x
+    return batch_of_one(x) if unit.coupled and x is not None else x
 
 
 def _check_alike(
@@ -284,7 +278,7 @@ def _to_method(
 ) -> AbstractNTKMethod:
     if method is None:
         n1, n2 = (batch_size(units[0] if x is None else x) for x in units)
-        return choose_method(unit, one_shape(units[0]), axes, n1, n2)
+        return choose_method(unit, shape_of_one(units[0]), axes, n1, n2)
     if not isinstance(method, AbstractNTKMethod):
         raise ValueError(
             "`method` must be `JacobianContraction()`, `NTKVectorProducts()`, "

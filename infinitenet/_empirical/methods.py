@@ -12,6 +12,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._batch import batch_of_one, first_of
 from .abstract import of_shapes
 from .axes import Axes, in_single
 from .features import (
@@ -19,10 +20,8 @@ from .features import (
     explicit_plan,
     Features,
     make_plan,
-    Outer,
     Plan,
     unit_features,
-    Whole,
 )
 from .model import Unit
 
@@ -74,7 +73,7 @@ class JacobianContraction(AbstractNTKMethod):
 
     def half(self, unit, x, axes, n, others):
         del others
-        return _features(explicit_plan(unit, _first(x)), unit, x, axes, n)
+        return _features(explicit_plan(unit, first_of(x)), unit, x, axes, n)
 
     def pairs(self, unit, half1, half2, axes):
         del unit, axes
@@ -99,15 +98,11 @@ class StructuredDerivatives(AbstractNTKMethod):
     """
 
     def half(self, unit, x, axes, n, others):
-        return _features(make_plan(unit, _first(x), others), unit, x, axes, n)
+        return _features(make_plan(unit, first_of(x), others), unit, x, axes, n)
 
     def pairs(self, unit, half1, half2, axes):
         del unit, axes
         return _features_pairs(half1, half2)
-
-
-def _first(x: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x[0], x)
 
 
 def _features(
@@ -187,16 +182,6 @@ def partners(n1: int, n2: int) -> float:
     return n1 * n2 / (n1 + n2)
 
 
-def one_shape(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes of one of a batch of units."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
-
-
-def one_batch(x: PyTree) -> PyTree:
-    """A batch of a single unit."""
-    return jax.tree.map(lambda x: x[None], x)
-
-
 @of_shapes
 def choose_method(
     unit: Unit, x: PyTree, axes: tuple[Axes, ...], n1: int, n2: int
@@ -208,16 +193,18 @@ def choose_method(
     """
     method, n = StructuredDerivatives(), partners(n1, n2)
     half = eqx.filter_eval_shape(
-        lambda unit, x: method.half(unit, one_batch(x), axes, n, ()), unit, x
+        lambda unit, x: method.half(unit, batch_of_one(x), axes, n, ()), unit, x
     )
     contraction = sum(
-        _contraction(factor)
+        factor.multiplications()
         for factor in jax.tree.leaves(half, is_leaf=_is_factor)
         if _is_factor(factor)
     )
-    forward, outputs = _forward(unit, x)
-    structured = (n1 + n2) * outputs * 2 * forward + n1 * n2 * contraction
-    products = (n2 + n1 * n2) * outputs * 2 * forward
+    jaxpr, outputs = forward(unit, x)
+    # For each output, a pass of twice as many multiplications.
+    passes = 2 * outputs * multiplications(jaxpr)
+    structured = (n1 + n2) * passes + n1 * n2 * contraction
+    products = (n2 + n1 * n2) * passes
     return NTKVectorProducts() if products < structured else method
 
 
@@ -225,30 +212,10 @@ def _is_factor(node: object) -> bool:
     return isinstance(node, AbstractFactor)
 
 
-def _contraction(factor: Any) -> int:
-    """Multiplications for a pair of units."""
-    if isinstance(factor, Whole):
-        _, inputs, full, diagonal, trace, outputs = factor.gradients.shape
-        return full**2 * diagonal * trace * inputs * outputs
-    assert isinstance(factor, Outer)
-    _, full, diagonal, trace, groups, positions, outputs = factor.gradients.shape
-    pairs = full**2 * diagonal
-    each = factor.activations.shape[-1] + pairs * (trace * outputs + 1)
-    return groups * positions**2 * each
-
-
-def _forward(unit: Unit, x: PyTree) -> tuple[int, int]:
-    """Multiplications of a forward pass, and the number of outputs."""
-    is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
-    structs, static = eqx.partition(unit, is_struct)
-
-    def fn(structs: Unit, x: PyTree) -> PyTree:
-        unit = eqx.combine(structs, static)
-        return unit(unit.weights, x)
-
-    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(structs, x)
-    outputs = sum(math.prod(s.shape) for s in jax.tree.leaves(shapes))
-    return multiplications(closed.jaxpr), outputs
+def forward(unit: Unit, x: PyTree) -> tuple[jex.Jaxpr, int]:
+    """A forward pass, of shapes, as equations; and the number of outputs."""
+    closed, outs, _ = eqx.filter_make_jaxpr(lambda unit, x: unit(unit.weights, x))(unit, x)
+    return closed.jaxpr, sum(math.prod(out.shape) for out in jax.tree.leaves(outs))
 
 
 def multiplications(jaxpr: jex.Jaxpr) -> int:

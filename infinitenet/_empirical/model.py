@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._batch import to_batch
+from .._batch import batch_of_one, shape_of_one, to_batch
 from .._checks import check_finite
 from .._layer import AbstractLayer
 from .._path import LayerError
@@ -108,7 +108,7 @@ class Unit(eqx.Module):
     def __call__(self, weights: PyTree, x: PyTree) -> PyTree:
         model = eqx.combine(weights, self.rest)
         if isinstance(model, BatchFunction):
-            out = model(jax.tree.map(lambda x: x[None], x))
+            out = model(batch_of_one(x))
             return jax.tree.map(_single, out)
         return model(x)
 
@@ -207,7 +207,7 @@ def unit_outputs(unit: Unit, x: PyTree, name: str = "x1") -> PyTree[jax.ShapeDty
 
     **Raises:** `ValueError`, with the remedy, if the model cannot be evaluated.
     """
-    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x)
+    x = shape_of_one(x)
     try:
         out = eqx.filter_eval_shape(lambda unit, x: unit(unit.weights, x), unit, x)
     except LayerError:

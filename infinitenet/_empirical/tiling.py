@@ -8,16 +8,17 @@ import jax
 import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from .._batch import batch_size
+from .._batch import batch_of_one, batch_size, first_of, shape_of_one
+from .._mesh import auto_mesh
 from .._progress import Progress
 from .._tiles import cut, empty, starts, to_memory, write_tile
 from .abstract import of_shapes
 from .axes import Axes, in_single
 from .features import Features, Outer
-from .methods import AbstractNTKMethod, one_batch, one_shape, partners
+from .methods import AbstractNTKMethod, forward, partners
 from .model import Unit
 
 
@@ -38,10 +39,14 @@ class Task(eqx.Module):
 
     def half(self, x: PyTree, n: float) -> tuple[list[Features] | None, PyTree]:
         """What can be computed of units by themselves."""
-        outputs = [*self._outputs(x)] if self.nngp else None
         if self.method is None:
-            return outputs, None
-        return outputs, self.method.half(self.unit, x, self.axes, n, self.shapes)
+            return self._outputs(x), None
+        half = self.method.half(self.unit, x, self.axes, n, self.shapes)
+        if not self.nngp:
+            return None, half
+        known = _leaves(half, Features)
+        # Outputs of the forward pass that derivatives start from.
+        return [Features(f.outputs, []) for f in known] or self._outputs(x), half
 
     def _outputs(self, x: PyTree) -> list[Features]:
         outs = jax.vmap(lambda x: self.unit(self.unit.weights, x))(x)
@@ -80,7 +85,7 @@ def choose_sizes(task: Task, xs: list[PyTree], n: float, memory: Any) -> Sizes:
     **Raises:** `ValueError` if that does not suffice for one pair of units.
     """
     memory = to_memory(memory)
-    each = [_bytes(task, one_shape(x), n) for x in xs]
+    each = [_bytes(task, shape_of_one(x), n) for x in xs]
     needed = _Bytes(*map(max, zip(*each, strict=True)))
     quarter = memory / 4
     side = min(quarter / needed.half, math.sqrt(quarter / needed.pair))
@@ -103,30 +108,20 @@ class _Bytes(NamedTuple):
 @of_shapes
 def _bytes(task: Task, one: PyTree, n: float) -> _Bytes:
     """Bytes for the half of a unit, for a pair of units, and for the passes of a unit."""
-    is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
-    structs, static = eqx.partition(task, is_struct)
 
-    def half(arrays: PyTree, x: PyTree) -> PyTree:
-        return eqx.combine(arrays, static).half(one_batch(x), n)
+    def pair(task: Task, x: PyTree) -> PyTree:
+        half = task.half(batch_of_one(x), n)
+        return half, task.pairs(half, half)
 
-    def pair(arrays: PyTree, x: PyTree) -> PyTree:
-        each = half(arrays, x)
-        return each, eqx.combine(arrays, static).pairs(each, each)
-
-    def outputs(arrays: PyTree, x: PyTree) -> PyTree:
-        unit = eqx.combine(arrays, static).unit
-        return unit(unit.weights, x)
-
-    halves, kernels = jax.eval_shape(pair, structs, one)
+    halves, kernels = eqx.filter_eval_shape(pair, task, one)
     between = sum(_between(f) for f in _leaves(halves, Outer))
-    closed, outs = jax.make_jaxpr(outputs, return_shape=True)(structs, one)
+    jaxpr, n_outputs = forward(task.unit, one)
     # Products of outputs take no backward passes.
-    n_outputs = sum(math.prod(out.shape) for out in jax.tree.leaves(outs))
     passes = 1 if task.method is None else n_outputs
     return _Bytes(
         max(_nbytes(halves), 1),
         max(_nbytes(kernels) + between, 1),
-        max(passes * _intermediates(closed.jaxpr), 1),
+        max(passes * _intermediates(jaxpr), 1),
     )
 
 
@@ -170,7 +165,7 @@ def _half(task: Task, x: PyTree, n: float, at_once: int) -> PyTree:
 def _half_in_parts(task: Task, x: PyTree, n: float, at_once: int) -> PyTree:
     if batch_size(x) <= at_once:
         return task.half(x, n)
-    one = lambda x: jax.tree.map(lambda x: x[0], task.half(one_batch(x), n))
+    one = lambda x: first_of(task.half(batch_of_one(x), n))
     return lax.map(one, x, batch_size=at_once)
 
 
@@ -243,11 +238,11 @@ def by_rows(task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes) -> Kernels:
         out = task.pairs(half1, half2)
     else:
         side = min(sizes.side, sizes.at_once)
-        first = lambda tree: jax.tree.map(lambda k: k[0], tree)
 
         def row(x1: PyTree) -> Kernels:
-            half1 = task.half(one_batch(x1), n)
-            one = lambda x2: first(first(task.pairs(half1, task.half(one_batch(x2), n))))
+            half1 = task.half(batch_of_one(x1), n)
+            half2 = lambda x2: task.half(batch_of_one(x2), n)
+            one = lambda x2: first_of(first_of(task.pairs(half1, half2(x2))))
             return lax.map(one, columns, batch_size=min(side, n2))
 
         out = lax.map(row, x1, batch_size=max(min(side // n2, n1), 1))
@@ -259,9 +254,9 @@ def by_pairs(task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes) -> Kernels
     """The kernels of each unit with one other: arrays of a first axis only."""
 
     def one(pair: tuple[PyTree, PyTree]) -> Kernels:
-        half1 = task.half(one_batch(pair[0]), 1.0)
-        half2 = half1 if x2 is None else task.half(one_batch(pair[1]), 1.0)
-        return jax.tree.map(lambda k: k[0, 0], task.pairs(half1, half2))
+        half1 = task.half(batch_of_one(pair[0]), 1.0)
+        half2 = half1 if x2 is None else task.half(batch_of_one(pair[1]), 1.0)
+        return first_of(first_of(task.pairs(half1, half2)))
 
     at_once = max(1, min(sizes.side, sizes.at_once, batch_size(x1)))
     return lax.map(one, (x1, x1 if x2 is None else x2), batch_size=at_once)
@@ -285,9 +280,7 @@ def by_devices(
     n1, n2 = batch_size(x1), batch_size(columns)
     names = mesh.axis_names
     row, column = names[0], names[1] if len(names) > 1 and not paired else None
-    # Of any number of rows, also where axes are explicit.
-    auto = (AxisType.Auto,) * len(names)
-    mesh = jax.sharding.Mesh(mesh.devices, names, axis_types=auto)
+    mesh = auto_mesh(mesh)
     # Pairs are spread like rows.
     specs = PartitionSpec(row), PartitionSpec(row if paired else column)
     arrays, static = eqx.partition(task, eqx.is_array)

@@ -8,10 +8,9 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._batch import batch_size
+from .._batch import batch_of_one, batch_size, first_of
 from .._checks import check_finite, check_shape
 from .._tracing import is_traced
-from .methods import one_batch
 from .model import to_examples, to_unit, Unit, unit_outputs
 
 
@@ -92,14 +91,15 @@ class _Coupled(eqx.Module):
     product: NTKVectorProduct
 
     def __call__(self, v: PyTree[Array]) -> PyTree[Array]:
-        return jax.tree.map(lambda x: x[0], self.product(one_batch(v)))
+        return first_of(self.product(batch_of_one(v)))
 
 
 def ntk_vector_product(
     model: Any, x1: PyTree, x2: PyTree | None = None, *, at_once: int = 64
 ) -> Any:
     r"""Products with the empirical NTK of all outputs, $\Theta(x_1, x_2) v$, in the time of
-    a backward and a forward pass and without the matrix.
+    a backward and a forward pass and without the matrix. Where the outputs are several
+    arrays, so is $v$, and all of them interact, as they do in training.
 
     For iterative solvers, and for eigenvalues:
 
@@ -132,7 +132,7 @@ def ntk_vector_product(
     x1 = to_examples("x1", x1, model)
     x2 = x1 if x2 is None else to_examples("x2", x2, model)
     if unit.coupled:
-        x1, x2 = one_batch(x1), one_batch(x2)
+        x1, x2 = batch_of_one(x1), batch_of_one(x2)
     product = NTKVectorProduct(unit, x1, x2, at_once)
     for name, x in (("x1", x1), ("x2", x2)):
         unit_outputs(unit, x, name)

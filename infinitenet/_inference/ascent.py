@@ -12,8 +12,9 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._batch import first_of
 from .._custom_types import Arrays
-from .._gram import _by_rows, _example, _one, _program, Entry
+from .._gram import _by_rows, _one, _program, Entry
 from .._kernel import Demand
 from .._layer import AbstractLayer
 from .._matrices import Gram
@@ -36,7 +37,7 @@ def unchecked_kernel(
     is_nngp = isinstance(trained, LastLayer)
     arrays, static = eqx.partition((without_weights(net), None), eqx.is_array)
     entry = Entry(static, not is_nngp, Demand())
-    one = _program(entry, _one, arrays, _example(x), _example(x))
+    one = _program(entry, _one, arrays, first_of(x), first_of(x))
     nngp, ntk = _by_rows(entry, arrays, x, None, choose_area(one.largest_array(), memory))
     gram = Gram(nngp.array, None if ntk is None else ntk.array)
     return trained.tangent_kernel("k", gram)[1]  # pyright: ignore[reportReturnType]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .._batch import batch_size, to_batch
+from .._batch import batch_of_one, batch_size, first_of, to_batch
 from .._empirical.model import BatchFunction, CoupledFunction, to_examples
 from .._layer import AbstractLayer
 from .._layers.finite_only import BatchNorm
@@ -22,7 +22,7 @@ class Layers(eqx.Module):
     net: AbstractLayer
 
     def __call__(self, key: PRNGKeyArray, x: PyTree[Array]) -> Any:
-        return self.net.init(key, jax.tree.map(lambda x: x[0], x))
+        return self.net.init(key, first_of(x))
 
 
 class InitApply(eqx.Module):
@@ -108,8 +108,8 @@ def to_sampler(
         x2 = None if x2 is None else to_examples("x2", x2, None)
     model = _model_struct(draw, key, x1)
     axis_name = _axis_of_batch(model)
-    example = jax.tree.map(lambda x: x[0], x1)
-    return Sampler(draw, _is_noisy(model, example, axis_name), axis_name), x1, x2
+    noisy = _is_noisy(model, first_of(x1), axis_name)
+    return Sampler(draw, noisy, axis_name), x1, x2
 
 
 def _to_draw(net: Any) -> Any:
@@ -178,8 +178,7 @@ def _is_noisy(model: Any, example: PyTree, axis_name: str | None) -> bool:
             fn = lambda x: model(x, **options)
             if axis_name is None:
                 return fn(x)
-            alone = jax.tree.map(lambda x: x[None], x)
-            return jax.vmap(fn, axis_name=axis_name)(alone)
+            return jax.vmap(fn, axis_name=axis_name)(batch_of_one(x))
 
         try:
             eqx.filter_eval_shape(one, model, example)

@@ -119,7 +119,7 @@ def monte_carlo_gram(
     at_once = _to_size(samples_at_once)
     memory = memory if at_once == 1 else to_memory(memory) // at_once
     axes = (_hashable(trace_axes), _hashable(diagonal_axes))
-    options = Options(ntk, *axes, method, memory, _automatic(mesh))
+    options = Options(ntk, *axes, method, memory, mesh)
     tolerance = None if rtol is None else jnp.asarray(rtol, float)
     experiment = Experiment(sampler, options, key, x1, x2, at_once, tolerance)
     if is_traced(experiment):
@@ -138,11 +138,6 @@ _NOT_TRACED = (
     "`rtol` and `checkpoint` need values, which are not known under `jit` and other "
     "transformations: leave them out, or call it outside."
 )
-
-
-def _automatic(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
-    """As the shards of what is in a loop are left to the compiler."""
-    return None if mesh is None else jax.sharding.Mesh(mesh.devices, mesh.axis_names)
 
 
 def _estimate(

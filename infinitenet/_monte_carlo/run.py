@@ -5,27 +5,10 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from .._progress import Progress
+from .._progress import Pace, Progress
 from .experiment import advance, Experiment, FAILED, REACHED, RUNNING
 from .moments import Moments
 from .store import Store
-
-
-# Seconds until a program can be interrupted and shows how far it is, about.
-_SECONDS = 1.0
-
-
-class _Pace:
-    """How many samples to add until the next look, whatever the machine."""
-
-    def __init__(self):
-        self.samples = 1
-
-    def heed(self, seconds: float) -> None:
-        if seconds < _SECONDS / 2:
-            self.samples *= 2
-        elif seconds > 2 * _SECONDS:
-            self.samples = max(self.samples // 2, 1)
 
 
 def run(
@@ -37,7 +20,7 @@ def run(
 
     **Raises:** `ValueError` for a sample that is not finite.
     """
-    pace, out = _Pace(), []
+    pace, out = Pace(), []
     show = lambda n: report(n, counts[-1])
     if store.path is not None:
         one = jnp.asarray(1, jnp.int32)
@@ -61,12 +44,12 @@ def run(
 
 
 def _until(
-    count: int, experiment: Experiment, store: Store, pace: _Pace, show
+    count: int, experiment: Experiment, store: Store, pace: Pace, show
 ) -> tuple[Moments, int]:
     moments = store.latest(count)
     while True:
         start = time.perf_counter()
-        stop = min(count, int(moments.count) + pace.samples)
+        stop = min(count, int(moments.count) + pace.steps)
         moments, status = advance(experiment, moments, jnp.asarray(stop, jnp.int32))
         n, status = int(moments.count), int(status)
         show(n)
