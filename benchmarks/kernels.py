@@ -33,6 +33,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -108,8 +109,17 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Sends a request and waits for the answer to it."""
+    def ask(
+        self, do: str, patience: float | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Sends a request and waits for the answer to it, at most for some seconds."""
+        if patience is not None:
+            timer = threading.Timer(patience, self.process.kill)
+            timer.start()
+            try:
+                return self.ask(do, **arguments)
+            finally:
+                timer.cancel()
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
         with contextlib.suppress(BrokenPipeError):

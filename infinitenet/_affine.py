@@ -146,11 +146,13 @@ def convolve(
     W: Float[Array, "*filter in_channels out_channels"],
     x: Float[Array, "*spatial in_channels"],
     strides: Sequence[int],
+    zeros: Sequence[tuple[int, int]] | None = None,
 ) -> Float[Array, "*out out_channels"]:
-    """The sums over all windows within `x`, times `W`."""
+    """The sums over all windows, times `W`, within `x` and some zeros around it."""
     ndim = len(strides)
     positions = tuple(range(1, ndim + 1))
     image, filter_ = (0, ndim + 1, *positions), (ndim + 1, ndim, *range(ndim))
     numbers = lax.ConvDimensionNumbers(image, filter_, image)
-    out = lax.conv_general_dilated(x[None], W, strides, "VALID", dimension_numbers=numbers)
+    zeros = [(0, 0)] * ndim if zeros is None else zeros
+    out = lax.conv_general_dilated(x[None], W, strides, zeros, dimension_numbers=numbers)
     return out[0]

@@ -82,6 +82,17 @@ class Window(NamedTuple):
             return jnp.pad(x, widths, mode="wrap")
         return jnp.pad(x, widths, constant_values=fill)
 
+    def around(
+        self, x: Float[Array, "*positions channels"]
+    ) -> tuple[Float[Array, "*extended channels"], list[tuple[int, int]]]:
+        """Like `pad`, but zeros are left to the convolution, and only told.
+
+        Its derivative then takes no time for them.
+        """
+        if self.padding == "CIRCULAR":
+            return self.pad(x), [(0, 0)] * len(self.size)
+        return x, self.extents(x.shape[: len(self.size)])
+
     def centres(self, missing: Bool[Array, "*spatial"]) -> Bool[Array, "*out"]:
         """Whether the position at the centre of each window is missing."""
         # The centre is always within the input, however it is padded.

@@ -1,6 +1,5 @@
-"""Gradients of outputs along weights, each kept in the form that is cheaper to multiply."""
+"""Outputs and their gradients along weights, of which kernels are products."""
 
-import abc
 import functools as ft
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,85 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .axes import Axes, in_single
+from .factors import AbstractFactor, HIGHEST, Outer, product, Whole
 from .model import Unit
 from .sites import Evaluation, Site
-
-
-# Products of kernels in full precision, on accelerators too.
-_HIGHEST = "highest"
-
-
-class AbstractFactor(eqx.Module):
-    """Gradients of all outputs of `n` units along one weight (or several)."""
-
-    @abc.abstractmethod
-    def kernel(self, other: Any) -> Float[Array, "n1 n2 full1 full2 diagonal"]:
-        """Their inner products with those of other units."""
-
-    @abc.abstractmethod
-    def multiplications(self) -> int:
-        """How many a pair of units takes."""
-
-    @abc.abstractmethod
-    def whole(self) -> Any:
-        """The gradients themselves."""
-
-
-class Whole(AbstractFactor):
-    """The gradients themselves. Axes of the weight are before and after those of outputs,
-    as they come from matrix products: to bring them together takes as long as these.
-    """
-
-    gradients: Float[Array, "n inputs full diagonal trace outputs"]
-
-    def multiplications(self):
-        _, inputs, full, diagonal, trace, outputs = self.gradients.shape
-        return full**2 * diagonal * trace * inputs * outputs
-
-    def whole(self):
-        return self
-
-    def kernel(self, other):
-        other = other.whole()
-        return jnp.einsum(
-            "nifdtj,kigdtj->nkfgd", self.gradients, other.gradients, precision=_HIGHEST
-        )
-
-
-class Outer(AbstractFactor):
-    """Sums over positions of outer products of activations with gradients."""
-
-    activations: Float[Array, "n groups positions inputs"]
-    gradients: Float[Array, "n full diagonal trace groups positions outputs"]
-
-    def kernel(self, other):
-        if isinstance(other, Whole):
-            return self.whole().kernel(other)
-        a1, a2 = self.activations, other.activations
-        d1, d2 = self.gradients, other.gradients
-        a = jnp.einsum("nhpi,khqi->nkhpq", a1, a2, precision=_HIGHEST)
-        if a.shape[2:] == (1, 1, 1):
-            # Matrix products, without axes in between.
-            d1, d2 = d1[..., 0, 0, :], d2[..., 0, 0, :]
-            d = jnp.einsum("nfdtj,kgdtj->nkfgd", d1, d2, precision=_HIGHEST)
-            return a.reshape(*a.shape[:2], 1, 1, 1) * d
-        d = jnp.einsum("nfdthpj,kgdthqj->nkfgdhpq", d1, d2, precision=_HIGHEST)
-        return jnp.einsum("nkfgdhpq,nkhpq->nkfgd", d, a, precision=_HIGHEST)
-
-    def multiplications(self):
-        _, full, diagonal, trace, groups, positions, outputs = self.gradients.shape
-        pairs = full**2 * diagonal
-        each = self.activations.shape[-1] + pairs * (trace * outputs + 1)
-        return groups * positions**2 * each
-
-    def whole(self):
-        d = jnp.einsum(
-            "nhpi,nfdthpj->nhifdtj",
-            self.activations,
-            self.gradients,
-            precision=_HIGHEST,
-        )
-        return Whole(d.reshape(d.shape[0], -1, *d.shape[3:]))
 
 
 class Features(eqx.Module):
@@ -100,23 +23,24 @@ class Features(eqx.Module):
     factors: list[AbstractFactor]
 
     def nngp(self, other: "Features") -> Float[Array, "n1 n2 full1 full2 diagonal"]:
-        k = jnp.einsum("nfdt,kgdt->nkfgd", self.outputs, other.outputs, precision=_HIGHEST)
-        return k / self.outputs.shape[-1]
+        return _products_of_outputs(self.outputs, other.outputs)
 
     def ntk(self, other: "Features") -> Float[Array, "n1 n2 full1 full2 diagonal"]:
+        # Programs one after the other, so that memory is for one weight at a time.
         pairs = zip(self.factors, other.factors, strict=True)
-        k = ft.reduce(jnp.add, [a.kernel(b) for a, b in pairs])
-        return k / self.outputs.shape[-1]
+        return _mean([product(a, b) for a, b in pairs], self.outputs.shape[-1])
 
 
-def _cheaper(outer: Outer, n: float) -> AbstractFactor:
-    """The form of fewer multiplications, if each of `n` units is paired with as many."""
-    whole = jax.eval_shape(outer.whole)
-    # The gradients are made once for each unit, and then serve for all pairs.
-    made = outer.gradients.shape[-2] * whole.gradients.size / n
-    if outer.multiplications() <= whole.multiplications() + made:
-        return outer
-    return outer.whole()
+@jax.jit
+def _products_of_outputs(
+    f1: Float[Array, "n1 full1 diagonal trace"], f2: Float[Array, "n2 full2 diagonal trace"]
+) -> Float[Array, "n1 n2 full1 full2 diagonal"]:
+    return jnp.einsum("nfdt,kgdt->nkfgd", f1, f2, precision=HIGHEST) / f1.shape[-1]
+
+
+@jax.jit
+def _mean(kernels: list[Array], trace: int | Array) -> Array:
+    return ft.reduce(jnp.add, kernels) / trace
 
 
 class Plan(NamedTuple):
@@ -201,7 +125,7 @@ def _is_regular(parts: dict[tuple, list[int]], sites: list[Site]) -> bool:
 
 
 def unit_features(
-    plan: Plan, leaves: Sequence[Array], x: PyTree, axes: tuple[Axes, ...], n: float
+    plan: Plan, leaves: Sequence[Array], x: PyTree, axes: tuple[Axes, ...]
 ) -> list[Features]:
     """Features of one unit, with a first axis of size one, for each array of outputs.
 
@@ -211,7 +135,6 @@ def unit_features(
     - `leaves`: its weights.
     - `x`: the inputs of the unit.
     - `axes`: of the outputs.
-    - `n`: with how many units it will be paired.
     """
     arrays = jax.tree.leaves(x)
     tapped = [i for group in plan.groups for i in group]
@@ -237,7 +160,7 @@ def unit_features(
     explicit = [leaves[i] for i in plan.explicit]
     outs, pull, activations = jax.vjp(fn, zeros, explicit, has_aux=True)
     return [
-        _of_output(plan, outs, i, pull, activations, each, n) for i, each in enumerate(axes)
+        _of_output(plan, outs, i, pull, activations, each) for i, each in enumerate(axes)
     ]
 
 
@@ -248,7 +171,6 @@ def _of_output(
     pull: Any,
     activations: dict[int, Array],
     axes: Axes,
-    n: float,
 ) -> Features:
     out = outs[i]
     basis = jnp.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
@@ -262,6 +184,7 @@ def _of_output(
     for group in plan.groups:
         a = jnp.concatenate([activations[i] for i in group], axis=1)
         d = [jax.vmap(plan.sites[i].layout.gradients)(added[i]) for i in group]
-        outer = Outer(a[None], split(jnp.concatenate(d, axis=2)))
-        factors.append(_cheaper(outer, n))
+        d = split(jnp.concatenate(d, axis=2))
+        outer = Outer(a[None], jnp.moveaxis(d, (-3, -2), (1, 2)))
+        factors.append(outer.smaller())
     return Features(split(out.reshape(-1)), factors)

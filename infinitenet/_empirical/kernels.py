@@ -13,7 +13,7 @@ from .._matrices import Gram, GramDiagonal
 from .._progress import Progress, reporting
 from .._tracing import is_traced
 from .axes import Axes, check_same, to_axes
-from .methods import AbstractNTKMethod, choose_method, partners
+from .methods import AbstractNTKMethod, choose_method
 from .model import to_examples, to_unit, Unit, unit_outputs
 from .tiling import (
     by_devices,
@@ -289,9 +289,8 @@ def _to_method(
 
 def _compute(problem: _Problem, options: Options) -> Kernels:
     task, x1, x2 = problem.task, problem.x1, problem.x2
-    n = partners(batch_size(x1), batch_size(x1 if x2 is None else x2))
     sides = [x1] if x2 is None else [x1, x2]
-    sizes = choose_sizes(task, sides, n, options.memory)
+    sizes = choose_sizes(task, sides, options.memory)
     if options.mesh is not None:
         if not isinstance(options.mesh, jax.sharding.Mesh):
             raise ValueError("`mesh` must be one of devices: see `jax.make_mesh`.")

@@ -15,14 +15,8 @@ from jaxtyping import Array, Float, PyTree
 from .._batch import batch_of_one, first_of
 from .abstract import of_shapes
 from .axes import Axes, in_single
-from .features import (
-    AbstractFactor,
-    explicit_plan,
-    Features,
-    make_plan,
-    Plan,
-    unit_features,
-)
+from .factors import AbstractFactor
+from .features import explicit_plan, Features, make_plan, Plan, unit_features
 from .model import Unit
 
 
@@ -39,7 +33,6 @@ class AbstractNTKMethod(eqx.Module):
         unit: Unit,
         x: PyTree,
         axes: tuple[Axes, ...],
-        n: float,
         others: Sequence[PyTree],
     ) -> PyTree:
         """What can be computed of each of some units by itself.
@@ -49,7 +42,6 @@ class AbstractNTKMethod(eqx.Module):
         - `unit`: the model.
         - `x`: a batch of units.
         - `axes`: of each array of outputs.
-        - `n`: with how many units each will be paired.
         - `others`: shapes of units to be paired with, where they differ.
         """
 
@@ -71,9 +63,9 @@ class JacobianContraction(AbstractNTKMethod):
     memory `n O P`. It serves for any model.
     """
 
-    def half(self, unit, x, axes, n, others):
+    def half(self, unit, x, axes, others):
         del others
-        return _features(explicit_plan(unit, first_of(x)), unit, x, axes, n)
+        return _features(explicit_plan(unit, first_of(x)), unit, x, axes)
 
     def pairs(self, unit, half1, half2, axes):
         del unit, axes
@@ -97,19 +89,17 @@ class StructuredDerivatives(AbstractNTKMethod):
         Novak et al., Fast Finite Width Neural Tangent Kernel, ICML 2022: section 3.3.
     """
 
-    def half(self, unit, x, axes, n, others):
-        return _features(make_plan(unit, first_of(x), others), unit, x, axes, n)
+    def half(self, unit, x, axes, others):
+        return _features(make_plan(unit, first_of(x), others), unit, x, axes)
 
     def pairs(self, unit, half1, half2, axes):
         del unit, axes
         return _features_pairs(half1, half2)
 
 
-def _features(
-    plan: Plan, unit: Unit, x: PyTree, axes: tuple[Axes, ...], n: float
-) -> list[Features]:
+def _features(plan: Plan, unit: Unit, x: PyTree, axes: tuple[Axes, ...]) -> list[Features]:
     leaves = jax.tree.leaves(unit.weights)
-    out = jax.vmap(lambda x: unit_features(plan, leaves, x, axes, n))(x)
+    out = jax.vmap(lambda x: unit_features(plan, leaves, x, axes))(x)
     return jax.tree.map(lambda x: x.reshape(x.shape[0], *x.shape[2:]), out)
 
 
@@ -123,20 +113,24 @@ class NTKVectorProducts(AbstractNTKMethod):
         Novak et al., Fast Finite Width Neural Tangent Kernel, ICML 2022: section 3.2.
     """
 
-    def half(self, unit, x, axes, n, others):
-        del unit, axes, n, others
+    def half(self, unit, x, axes, others):
+        del unit, axes, others
         return x
 
     def pairs(self, unit, half1, half2, axes):
-        columns = [
-            lax.map(lambda x, i=i: _columns(unit, half1, x, i, axes[i]), half2)
-            for i in range(len(axes))
-        ]
-        return [jnp.swapaxes(k, 0, 1) for k in columns]
+        return [_all_columns(unit, half1, half2, i, each) for i, each in enumerate(axes)]
 
 
 # Bytes of weights' directions that are carried along at once.
 _DIRECTIONS = 2**28
+
+
+@eqx.filter_jit
+def _all_columns(
+    unit: Unit, x1: PyTree, x2: PyTree, i: int, axes: Axes
+) -> Float[Array, "n1 n2 full1 full2 diagonal"]:
+    k = lax.map(lambda x2: _columns(unit, x1, x2, i, axes), x2)
+    return jnp.swapaxes(k, 0, 1)
 
 
 def _columns(
@@ -177,11 +171,6 @@ def _columns(
 #
 
 
-def partners(n1: int, n2: int) -> float:
-    """With how many units each one is paired, if both sides are to be made."""
-    return n1 * n2 / (n1 + n2)
-
-
 @of_shapes
 def choose_method(
     unit: Unit, x: PyTree, axes: tuple[Axes, ...], n1: int, n2: int
@@ -191,19 +180,19 @@ def choose_method(
     That of Jacobians never is, as structured derivatives are the same where they are not
     better.
     """
-    method, n = StructuredDerivatives(), partners(n1, n2)
+    method = StructuredDerivatives()
     half = eqx.filter_eval_shape(
-        lambda unit, x: method.half(unit, batch_of_one(x), axes, n, ()), unit, x
+        lambda unit, x: method.half(unit, batch_of_one(x), axes, ()), unit, x
     )
     contraction = sum(
-        factor.multiplications()
+        factor.multiplications(n1, n2)
         for factor in jax.tree.leaves(half, is_leaf=_is_factor)
         if _is_factor(factor)
     )
     jaxpr, outputs = forward(unit, x)
     # For each output, a pass of twice as many multiplications.
     passes = 2 * outputs * multiplications(jaxpr)
-    structured = (n1 + n2) * passes + n1 * n2 * contraction
+    structured = (n1 + n2) * passes + contraction
     products = (n2 + n1 * n2) * passes
     return NTKVectorProducts() if products < structured else method
 

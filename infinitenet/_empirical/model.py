@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._batch import batch_of_one, shape_of_one, to_batch
-from .._checks import check_finite
+from .._checks import are_finite, check_finite
 from .._layer import AbstractLayer
 from .._path import LayerError
 from .._tracing import is_traced
@@ -159,6 +159,8 @@ def _no_weights(model: Any) -> str:
 def check_weights(weights: PyTree, name: str = "model") -> None:
     """**Raises:** `ValueError` if a weight is known not to be finite, with its place."""
     remedy = "Train with a smaller learning rate."
+    if are_finite([leaf for leaf in jax.tree.leaves(weights) if not is_traced(leaf)]):
+        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         if not is_traced(leaf):
             place = f"{name}{jax.tree_util.keystr(path)}"

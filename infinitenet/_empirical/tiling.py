@@ -1,6 +1,8 @@
 """Empirical kernels tile by tile, or over the devices of a mesh."""
 
+import functools as ft
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,13 +14,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from .._batch import batch_of_one, batch_size, first_of, shape_of_one
+from .._compiler import parallel_convolutions
 from .._mesh import auto_mesh
 from .._progress import Progress
 from .._tiles import cut, empty, starts, to_memory, write_tile
 from .abstract import of_shapes
 from .axes import Axes, in_single
-from .features import Features, Outer
-from .methods import AbstractNTKMethod, forward, partners
+from .factors import AbstractFactor
+from .features import Features
+from .methods import AbstractNTKMethod, forward
 from .model import Unit
 
 
@@ -37,11 +41,11 @@ class Task(eqx.Module):
     # Shapes of a unit of either side, if these differ.
     shapes: tuple[PyTree, ...] = ()
 
-    def half(self, x: PyTree, n: float) -> tuple[list[Features] | None, PyTree]:
+    def half(self, x: PyTree) -> tuple[list[Features] | None, PyTree]:
         """What can be computed of units by themselves."""
         if self.method is None:
             return self._outputs(x), None
-        half = self.method.half(self.unit, x, self.axes, n, self.shapes)
+        half = self.method.half(self.unit, x, self.axes, self.shapes)
         if not self.nngp:
             return None, half
         known = _leaves(half, Features)
@@ -79,13 +83,13 @@ class Sizes(NamedTuple):
     side: int
 
 
-def choose_sizes(task: Task, xs: list[PyTree], n: float, memory: Any) -> Sizes:
+def choose_sizes(task: Task, xs: list[PyTree], memory: Any) -> Sizes:
     """Sizes for units such as the first ones of `xs`, for some bytes of memory.
 
     **Raises:** `ValueError` if that does not suffice for one pair of units.
     """
     memory = to_memory(memory)
-    each = [_bytes(task, shape_of_one(x), n) for x in xs]
+    each = [_bytes(task, shape_of_one(x)) for x in xs]
     needed = _Bytes(*map(max, zip(*each, strict=True)))
     quarter = memory / 4
     side = min(quarter / needed.half, math.sqrt(quarter / needed.pair))
@@ -106,15 +110,15 @@ class _Bytes(NamedTuple):
 
 
 @of_shapes
-def _bytes(task: Task, one: PyTree, n: float) -> _Bytes:
+def _bytes(task: Task, one: PyTree) -> _Bytes:
     """Bytes for the half of a unit, for a pair of units, and for the passes of a unit."""
 
     def pair(task: Task, x: PyTree) -> PyTree:
-        half = task.half(batch_of_one(x), n)
+        half = task.half(batch_of_one(x))
         return half, task.pairs(half, half)
 
     halves, kernels = eqx.filter_eval_shape(pair, task, one)
-    between = sum(_between(f) for f in _leaves(halves, Outer))
+    between = sum(_between(f) for f in _leaves(halves, AbstractFactor))
     jaxpr, n_outputs = forward(task.unit, one)
     # Products of outputs take no backward passes.
     passes = 1 if task.method is None else n_outputs
@@ -134,11 +138,9 @@ def _nbytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _between(factor: Outer) -> int:
+def _between(factor: AbstractFactor) -> int:
     """Bytes of what is in between when two factors are multiplied."""
-    _, full, diagonal, _, groups, positions, _ = factor.gradients.shape
-    entries = groups * positions**2 * (full**2 * diagonal + 1)
-    return entries * factor.gradients.dtype.itemsize
+    return factor.scratch() * jax.tree.leaves(factor)[0].dtype.itemsize
 
 
 def _intermediates(jaxpr: jex.Jaxpr) -> int:
@@ -157,21 +159,29 @@ def _intermediates(jaxpr: jex.Jaxpr) -> int:
 #
 
 
-@eqx.filter_jit
-def _half(task: Task, x: PyTree, n: float, at_once: int) -> PyTree:
-    return _half_in_parts(task, x, n, at_once)
+@ft.cache
+def _half() -> Callable[[Any, PyTree, PyTree], PyTree]:
+    """A task's half, as a program; the task itself is taken apart."""
+
+    def half(static: Any, arrays: PyTree, x: PyTree) -> PyTree:
+        leaves, structure = static
+        return eqx.combine(jax.tree.unflatten(structure, leaves), arrays).half(x)
+
+    return jax.jit(half, static_argnums=0, compiler_options=parallel_convolutions())
 
 
-def _half_in_parts(task: Task, x: PyTree, n: float, at_once: int) -> PyTree:
-    if batch_size(x) <= at_once:
-        return task.half(x, n)
-    one = lambda x: first_of(task.half(batch_of_one(x), n))
-    return lax.map(one, x, batch_size=at_once)
-
-
-@eqx.filter_jit
-def _pairs(task: Task, half1: PyTree, half2: PyTree) -> Kernels:
-    return task.pairs(half1, half2)
+def _halves(task: Task, x: PyTree, at_once: int) -> PyTree:
+    """One part after the other: on CPUs, convolutions in compiled loops are slow."""
+    n = batch_size(x)
+    size = -(-n // -(-n // at_once))
+    # `eqx.filter_jit` would wait for each: so both sides of a tile are computed together.
+    arrays, static = eqx.partition(task, eqx.is_array)
+    leaves, structure = jax.tree.flatten(static)
+    half = ft.partial(_half(), (tuple(leaves), structure), arrays)
+    parts = [half(cut(x, i, min(size, n - i))) for i in range(0, n, size)]
+    if len(parts) == 1:
+        return parts[0]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
 
 
 def by_tiles(
@@ -180,11 +190,10 @@ def by_tiles(
     """The halves of some rows are kept, while those of all columns are computed."""
     columns = x1 if x2 is None else x2
     n1, n2 = batch_size(x1), batch_size(columns)
-    n = partners(n1, n2)
     rows, width = (-(-m // -(-m // min(m, sizes.side))) for m in (n1, n2))
     if x2 is None:
         width = rows
-    make = lambda x, start, size: _half(task, cut(x, start, size), n, sizes.at_once)
+    make = lambda x, start, size: _halves(task, cut(x, start, size), sizes.at_once)
     out = None
     for row in starts(n1, rows):
         half1 = make(x1, row, rows)
@@ -194,15 +203,16 @@ def by_tiles(
             report(row * n2 + column * rows, n1 * n2)
             same = x2 is None and column == row
             half2 = half1 if same else make(columns, column, width)
-            tile = _pairs(task, half1, half2)
+            tile = task.pairs(half1, half2)
             out = empty(tile, n1, n2) if out is None else out
             if same:
                 tile = _symmetric(tile)
             out = write_tile(out, tile, row, column)
             if x2 is None and not same:
                 out = write_tile(out, _mirrored(tile), column, row)
+            # What is computed must not queue up in memory.
+            jax.block_until_ready(out)
     assert out is not None
-    jax.block_until_ready(out)
     report(n1 * n2, n1 * n2)
     return out
 
@@ -226,22 +236,28 @@ def _symmetric(kernels: Kernels) -> Kernels:
 #
 
 
+def _half_in_parts(task: Task, x: PyTree, at_once: int) -> PyTree:
+    if batch_size(x) <= at_once:
+        return task.half(x)
+    one = lambda x: first_of(task.half(batch_of_one(x)))
+    return lax.map(one, x, batch_size=at_once)
+
+
 def by_rows(task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes) -> Kernels:
     """One computation, of which parts are done one after the other."""
     columns = x1 if x2 is None else x2
     n1, n2 = batch_size(x1), batch_size(columns)
-    n = partners(n1, n2)
     if max(n1, n2) <= sizes.side:
-        half1 = _half_in_parts(task, x1, n, sizes.at_once)
+        half1 = _half_in_parts(task, x1, sizes.at_once)
         same = x2 is None
-        half2 = half1 if same else _half_in_parts(task, columns, n, sizes.at_once)
+        half2 = half1 if same else _half_in_parts(task, columns, sizes.at_once)
         out = task.pairs(half1, half2)
     else:
         side = min(sizes.side, sizes.at_once)
 
         def row(x1: PyTree) -> Kernels:
-            half1 = task.half(batch_of_one(x1), n)
-            half2 = lambda x2: task.half(batch_of_one(x2), n)
+            half1 = task.half(batch_of_one(x1))
+            half2 = lambda x2: task.half(batch_of_one(x2))
             one = lambda x2: first_of(first_of(task.pairs(half1, half2(x2))))
             return lax.map(one, columns, batch_size=min(side, n2))
 
@@ -254,8 +270,8 @@ def by_pairs(task: Task, x1: PyTree, x2: PyTree | None, sizes: Sizes) -> Kernels
     """The kernels of each unit with one other: arrays of a first axis only."""
 
     def one(pair: tuple[PyTree, PyTree]) -> Kernels:
-        half1 = task.half(batch_of_one(pair[0]), 1.0)
-        half2 = half1 if x2 is None else task.half(batch_of_one(pair[1]), 1.0)
+        half1 = task.half(batch_of_one(pair[0]))
+        half2 = half1 if x2 is None else task.half(batch_of_one(pair[1]))
         return first_of(first_of(task.pairs(half1, half2)))
 
     at_once = max(1, min(sizes.side, sizes.at_once, batch_size(x1)))

@@ -157,7 +157,8 @@ class Conv(AbstractAffine):
         return self.window.out_shape(spatial)
 
     def apply(self, W, x):
-        return convolve(W, self.window.pad(x), self.window.strides)
+        x, zeros = self.window.around(x)
+        return convolve(W, x, self.window.strides, zeros)
 
     def mix(self, cov):
         return cov.window(self.window)
