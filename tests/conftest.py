@@ -5,9 +5,15 @@ import tempfile
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers already use every core, and most of their time would go to optimising
     # programs that run once. Without `-n`, tests are compiled as users' programs are.
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "")
-        + " --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            os.environ.get("XLA_FLAGS", ""),
+            "--xla_cpu_multi_thread_eigen=false",
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_parallel_codegen_split_count=1",
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_llvm_disable_expensive_passes=true",
+        ]
     )
 # Nothing in the tests opens a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
