@@ -19,6 +19,7 @@ import dataclasses
 import statistics
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from empirical_peer import IMPLEMENTATIONS, Workload, WORKLOADS
@@ -77,8 +78,8 @@ def _start(
         )
         try:
             info = worker.ask("load", workload=dataclasses.asdict(spec))
-            patience = None if library == "infinitenet" else PATIENCE
-            answer = worker.ask("run", patience)
+            patience = PATIENCE if library == "neural_tangents" else threading.TIMEOUT_MAX
+            answer = worker.ask_within(patience, "run")
         except WorkerError as error:
             if library == "infinitenet":
                 raise

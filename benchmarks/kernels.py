@@ -109,17 +109,17 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
 
-    def ask(
-        self, do: str, patience: float | None = None, **arguments: Any
-    ) -> dict[str, Any]:
-        """Sends a request and waits for the answer to it, at most for some seconds."""
-        if patience is not None:
-            timer = threading.Timer(patience, self.process.kill)
-            timer.start()
-            try:
-                return self.ask(do, **arguments)
-            finally:
-                timer.cancel()
+    def ask_within(self, seconds: float, do: str, **arguments: Any) -> dict[str, Any]:
+        """Ends the process if it does not answer in time."""
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
+        try:
+            return self.ask(do, **arguments)
+        finally:
+            timer.cancel()
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Sends a request and waits for the answer to it."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
         with contextlib.suppress(BrokenPipeError):

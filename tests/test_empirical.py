@@ -69,27 +69,54 @@ def reduce(k, trace=None, diagonal=()):
     return np.einsum(f"{''.join(first + second)}->{''.join(out)}", k) / size
 
 
+def _sides(model, x):
+    """Two batches; of other examples, where these are independent."""
+    n1 = len(x) if isinstance(model, inn.CoupledFunction) else 2
+    return x[:n1], x if n1 == len(x) else x[n1:]
+
+
+def _check(got, want, n1, n2):
+    """Kernels of all pairs of outputs, against those of all examples."""
+    got = jax.tree.leaves(got, is_leaf=lambda k: isinstance(k, inn.Gram))
+    for gram, kernels in zip(got, want, strict=True):
+        for k, all_pairs in zip((gram.nngp, gram.ntk), kernels, strict=True):
+            n, ndim = len(all_pairs), all_pairs.ndim // 2
+            second = all_pairs[:n1].take(range(n - n2, n), axis=ndim)
+            _close(k, reduce(second, ()))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_methods(name):
-    """All pairs of outputs as they come; traces under `jit`."""
+    """Under `jit` by each method, and as it comes by the best."""
     model, x = MODELS[name](jr.key(0))
     want = naive(model, x)
-    # The second side has other examples, where these are independent.
-    n1 = len(x) if isinstance(model, inn.CoupledFunction) else 2
-    x1, x2 = x[:n1], x if n1 == len(x) else x[n1:]
+    x1, x2 = _sides(model, x)
+    full = lambda x1, x2, m: inn.empirical_kernel(model, x1, x2, trace_axes=(), method=m)
+    everything = lambda x1, x2: [full(x1, x2, method) for method in METHODS]
+    traces = lambda x1: [inn.empirical_ntk(model, x1, method=m) for m in METHODS]
+    compiled, traces = jax.jit(lambda x1, x2: (everything(x1, x2), traces(x1)))(x1, x2)
+    for got, trace in zip(compiled, traces, strict=True):
+        _check(got, want, len(x1), len(x2))
+        for k, (_, ntk) in zip(jax.tree.leaves(trace), want, strict=True):
+            _close(k, reduce(ntk[: len(x1)].take(range(len(x1)), axis=ntk.ndim // 2)))
+    _check(full(x1, x2, None), want, len(x1), len(x2))
+
+
+_quick = ("mlp", "cnn")
+_slow = [
+    pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name not in _quick
+]
+
+
+@pytest.mark.parametrize("name", [*_quick, *_slow])
+def test_methods_as_they_come(name):
+    model, x = MODELS[name](jr.key(0))
+    x1, x2 = _sides(model, x)
+    want = naive(model, x)
     for method in METHODS:
-        options = {"method": method, "progress": False}
-        full = inn.empirical_kernel(model, x1, x2, trace_axes=(), **options)
-        full = jax.tree.leaves(full, is_leaf=lambda k: isinstance(k, inn.Gram))
-        fn = lambda x, options=options: inn.empirical_ntk(model, x, **options)
-        traced = jax.tree.leaves(jax.jit(fn)(x1))
-        for got, trace, (nngp, ntk) in zip(full, traced, want, strict=True):
-            ndim = nngp.ndim // 2
-            rows = lambda k, n, ndim=ndim: k[:n1].take(n, axis=ndim)
-            second = range(len(x) - len(x2), len(x))
-            _close(got.nngp, reduce(rows(nngp, second), ()))
-            _close(got.ntk, reduce(rows(ntk, second), ()))
-            _close(trace, reduce(rows(ntk, range(n1))))
+        options = {"method": method, "trace_axes": (), "progress": False}
+        got = inn.empirical_kernel(model, x1, x2, **options)
+        _check(got, want, len(x1), len(x2))
 
 
 def _close(a, b):
