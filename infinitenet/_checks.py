@@ -121,7 +121,7 @@ def check_finite(name: str, x: Array, remedy: str) -> Array:
     )
 
 
-def are_finite(xs: Sequence[Array]) -> bool:
+def are_finite(xs: Sequence[ArrayLike]) -> bool:
     """Whether none of some known arrays has NaN or infinity: faster than one by one."""
     with jax.ensure_compile_time_eval():
         return not xs or bool(_all_finite(list(xs)))
