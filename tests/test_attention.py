@@ -182,7 +182,10 @@ def _both_kernels(net, x1, x2):
     return jnp.stack([nngp, sum(j1 @ j2.T for j1, j2 in rows)])
 
 
-@pytest.mark.parametrize("name", ("softmax", "sum", "root_values"))
+_slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("sum", "root_values")]
+
+
+@pytest.mark.parametrize("name", ["softmax", *_slow])
 def test_finite_networks(name, getkey):
     """Averages over networks that are wide, and so close to their limit."""
     size, n_draws = 128, 150

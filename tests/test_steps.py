@@ -174,7 +174,9 @@ def test_variances_form_no_square(getkey):
     assert "7,7]" not in str(jax.make_jaxpr(run)(k_td))
 
 
-@pytest.mark.parametrize("make", [inn.HeavyBall, inn.Nesterov])
+@pytest.mark.parametrize(
+    "make", [inn.Nesterov, pytest.param(inn.HeavyBall, marks=pytest.mark.slow)]
+)
 def test_gradients(make, getkey):
     # With repeated and zero eigenvalues: of x x^T, along changes of x.
     x = jnp.concatenate([jnp.eye(3), jnp.eye(3)])

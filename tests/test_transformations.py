@@ -124,7 +124,17 @@ _networks = {
         inn.Relu(),
     ],
 }
-_all = pytest.mark.parametrize("name", _networks)
+
+
+def _slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+# Of kinds that others have too, and long to compile.
+_alike = {"linear", "waves", "powers", "joined"}
+_some = pytest.mark.parametrize(
+    "name", [_slow(name) if name in _alike else name for name in _networks]
+)
 
 
 def _net(name):
@@ -199,7 +209,7 @@ def _derivatives(net):
     return hyperparameters, values, derivatives
 
 
-@_all
+@_some
 def test_derivatives(name):
     """Of the NNGP and of the NTK, along every hyperparameter; along inputs, finite."""
     hyperparameters, values, derivatives = _derivatives(_net(name))
@@ -218,7 +228,7 @@ def test_derivatives(name):
             np.testing.assert_allclose(b, f, rtol=1e-8, atol=1e-8)
 
 
-@_all
+@_some
 def test_jit_and_vmap(name):
     """jit changes nothing, and vmap over inputs or over `W_std` is a loop."""
     net = _net(name)
@@ -245,7 +255,7 @@ def test_jit_and_vmap(name):
         np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["relu", "flatten", "repeat"])
+@pytest.mark.parametrize("name", ["relu", "repeat", _slow("flatten")])
 def test_gram_of_transformations(name):
     """`gram` itself under jit, vmap and grad."""
     hyperparameters, static = eqx.partition(_net(name), eqx.is_array)
