@@ -341,7 +341,8 @@ def finite_vs_infinite(
     _both_outputs(left, t, c, chosen)
     if targets is not None:
         _targets(left, np.ravel(targets)[chosen])
-    left.legend(frameon=False, fontsize="small")
+    # In front of bands.
+    left.legend(fontsize="small", framealpha=0.8, edgecolor="none")
     _scale_time(left, t)
     left.set_ylabel("output, ± 2 standard deviations")
     tidy(left)
