@@ -66,21 +66,21 @@ class Outer(AbstractFactor):
     gradients: Float[Array, "n groups positions full diagonal trace outputs"]
 
     def multiplications(self, n1, n2):
-        return min(self._by_positions(n1, n2), self._by_weights(n1, n2))
+        return min(self._cost_by_positions(n1, n2), self._cost_by_weights(n1, n2))
 
-    def _by_positions(self, n1: int, n2: int) -> int:
+    def _cost_by_positions(self, n1: int, n2: int) -> int:
         _, groups, positions, full, diagonal, trace, outputs = self.gradients.shape
         pairs = full**2 * diagonal
         each = self.activations.shape[-1] + pairs * (trace * outputs + 1)
         return n1 * n2 * groups * positions**2 * each
 
-    def _by_weights(self, n1: int, n2: int) -> int:
+    def _cost_by_weights(self, n1: int, n2: int) -> int:
         _, groups, positions, full, diagonal, trace, outputs = self.gradients.shape
         weights = groups * self.activations.shape[-1] * diagonal * trace * outputs
         return weights * ((n1 + n2) * positions * full + n1 * n2 * full**2)
 
     def _has_few_positions(self, n1: int, n2: int) -> bool:
-        return self._by_positions(n1, n2) <= _SLOWER * self._by_weights(n1, n2)
+        return self._cost_by_positions(n1, n2) <= _SLOWER * self._cost_by_weights(n1, n2)
 
     def scratch(self):
         _, groups, positions, full, diagonal, _, _ = self.gradients.shape
