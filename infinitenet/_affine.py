@@ -122,8 +122,8 @@ class AbstractAffine(AbstractLayer):
         def affine(k11, k12, k22, W, b=None):
             del k11, k22
             # Scaled first: so the NTK mixes the positions of one array, not of two.
-            k = self.mix(Covariance(W * k12.array, k12.pairs))
-            k = k if b is None else Covariance(k.array + b, k.pairs)
+            k = self.mix(k12.with_array(W * k12.array))
+            k = k if b is None else k.with_array(k.array + b)
             return k if k.pairs == k12.pairs else k.embedded()
 
         variances, rates = [self.W_std**2], [self._weight_rate(kernel)]

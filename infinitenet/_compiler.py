@@ -1,8 +1,45 @@
 """Options of the compiler."""
 
 import functools as ft
+from collections.abc import Callable
+from typing import TypeVar
 
+import equinox as eqx
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+
+_T = TypeVar("_T")
+
+
+# Name of functions that are not to be fused with others.
+APART = "apart"
+
+
+def apart(fn: Callable[..., _T]) -> Callable[..., _T]:
+    """A function under `jit` that XLA on CPU does not fuse with what is around it.
+
+    It takes a barrier for a hint at most, and evaluates cheap functions once for each use
+    of each of their values, such as all taps of a window. A call that is not inlined is a
+    program of its own within another one, whether in a loop or not.
+    """
+
+    def inlining(*args):
+        # The attribute is that of this call. Those within are inlined, as ever.
+        with set_xla_metadata(inlineable="true"):
+            return fn(*args)
+
+    inlining.__name__ = inlining.__qualname__ = APART
+    inlining = eqx.filter_jit(inlining)
+
+    @ft.wraps(fn)
+    def call(*args):
+        if jax.default_backend() != "cpu":
+            return inlining(*args)
+        with set_xla_metadata(inlineable="false"):
+            return inlining(*args)
+
+    return call
 
 
 @ft.cache

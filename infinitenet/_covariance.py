@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._window import TransposedWindow, Window
+from ._shifts import Shifts
+from ._window import passes, TransposedWindow, Window
 
 
 class Pairs(IntEnum):
@@ -29,29 +30,31 @@ class Pairs(IntEnum):
     ALL = 2
 
 
-# Windows of up to this many positions are summed in one pass over memory. Of larger ones,
-# each dimension is a pass of its own, which takes fewer additions.
-_MAX_TAPS = 9
-
-
 class Covariance(eqx.Module):
     """The covariance of one channel of a layer's activations on two inputs.
 
     It is about one pair of inputs. A batch of them is something that `jax.vmap` makes.
+
+    With `shifts`, and `SAME` pairs, it is of pairs of positions at some distances, instead
+    of equal positions, as an array of shape `(count, *spatial)`.
     """
 
     array: Float[Array, "*pairs"]
     pairs: Pairs = eqx.field(static=True)
+    shifts: Shifts | None = None
 
     @staticmethod
     def of_inputs(
         x1: Float[Array, "*spatial channels"],
         x2: Float[Array, "*spatial channels"],
         pairs: Pairs,
+        shifts: Shifts | None = None,
     ) -> "Covariance | None":
         """Mean over channels of the products of two inputs."""
         if pairs == Pairs.NONE:
             return None
+        if shifts is not None:
+            return Covariance(shifts.products(x1, x2) / x1.shape[-1], pairs, shifts)
         # A matrix product, as `sum(x1 * x2)` would be several times slower under `vmap`.
         # Nothing less than full precision will do: angles are sensitive to it.
         if pairs == Pairs.ALL:
@@ -67,7 +70,22 @@ class Covariance(eqx.Module):
     @property
     def spatial(self) -> tuple[int, ...]:
         """The shape of positions: empty if there are none."""
+        if self.shifts is not None:
+            return self.array.shape[1:]
         return self.array.shape[: self.array.ndim // self.pairs]
+
+    def with_array(self, array: Float[Array, "*pairs"]) -> "Covariance":
+        """Other covariances of the same pairs."""
+        return Covariance(array, self.pairs, self.shifts)
+
+    def align(
+        self, first: Float[Array, "*spatial"], second: Float[Array, "*spatial"]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """What belongs to positions of each input, along the axes of `array`."""
+        if self.shifts is not None:
+            return first[None], self.shifts.second(second)
+        ones = (1,) * (self.array.ndim - first.ndim)
+        return first.reshape(first.shape + ones), second.reshape(ones + second.shape)
 
     def diagonal(self) -> Float[Array, "*spatial"]:
         """Entries at equal positions."""
@@ -99,11 +117,14 @@ class Covariance(eqx.Module):
 
         Zero outside of the input, over which the mean extends too.
         """
+        if self.shifts is not None and isinstance(window, Window):
+            k = self.shifts.window(self.array, window) / math.prod(window.size)
+            return Covariance(k, self.pairs, self.shifts.through(window.strides))
         copies = int(self.pairs) if self.spatial else 0
         # Barriers keep XLA from computing whatever came before once for each tap.
         k = lax.optimization_barrier(window.pad(self.array, copies))
         ndim = len(window.size)
-        for dims in _passes(window.size):
+        for dims in passes(window.size):
             k = ft.reduce(jnp.add, _taps(k, window, dims, ndim))
             k = lax.optimization_barrier(k)
         return Covariance(k / math.prod(window.size), self.pairs)
@@ -157,18 +178,6 @@ def apply_matrix(
     m = jnp.asarray(matrix, array.dtype)
     out = jnp.tensordot(array, m, (axis, 1), precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(out, -1, axis)
-
-
-def _passes(size: Sequence[int]) -> list[tuple[int, ...]]:
-    """Groups the dimensions of a window by the pass over memory that sums them."""
-    groups: list[tuple[int, ...]] = []
-    for dim in range(len(size)):
-        merged = (*groups[-1], dim) if groups else (dim,)
-        if groups and math.prod(size[d] for d in merged) <= _MAX_TAPS:
-            groups[-1] = merged
-        else:
-            groups.append((dim,))
-    return groups
 
 
 def _taps(

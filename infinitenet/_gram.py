@@ -1,35 +1,19 @@
 """Kernel matrices of networks."""
 
-import functools as ft
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from jaxtyping import Array
 
-import equinox as eqx
-import jax
-import jax.lax as lax
-import jax.numpy as jnp
-from jaxtyping import Array, PyTree
-
-from ._batch import batch_size, first_of, to_batch
+from ._batch import to_batch
 from ._checks import check_finite
-from ._covariance import Covariance, Pairs
+from ._covariance import Pairs
 from ._custom_types import Arrays
-from ._kernel import Demand, Kernel
+from ._entries import Pair
+from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
 from ._progress import Progress, reporting
-from ._tiles import (
-    choose_area,
-    choose_tiles,
-    cut,
-    empty,
-    Program,
-    starts,
-    write_tile,
-)
+from ._tiled import tiled_diagonal, TiledGram
+from ._traced_gram import traced_diagonal, traced_gram
 from ._tracing import is_traced
-from ._uniform import common_variance
-from ._weights import without_weights
 
 
 def gram(
@@ -95,16 +79,11 @@ def gram(
         raise ValueError("`demand.cross` must not be `Pairs.NONE`: nothing would be left.")
     x1 = to_batch("x1", x1)
     x2 = None if x2 is None else to_batch("x2", x2)
-    variance = common_variance(net, x1, x2)
-    arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
-    entry = Entry(static, ntk, demand)
-    first = first_of(x1), first_of(x1 if x2 is None else x2)
-    area = choose_area(_program(entry, _one, arrays, *first).largest_array(), memory)
-    if is_traced((arrays, x1, x2)):
-        out = _by_rows(entry, arrays, x1, x2, area)
-    else:
-        with reporting(progress, "kernel", "entries") as report:
-            out = _by_tiles(entry, arrays, x1, x2, area, report)
+    if is_traced((net, x1, x2)):
+        return Gram(*_finite(traced_gram(net, x1, x2, ntk, demand, memory)))
+    tiles = TiledGram(net, x1, x2, ntk=ntk, demand=demand, memory=memory)
+    with reporting(progress, "kernel", "entries") as report:
+        out = tiles.whole(report)
     return Gram(*_finite(out))
 
 
@@ -130,12 +109,11 @@ def gram_diagonal(
     """
     _check_layer(net)
     x = to_batch("x", x)
-    variance = common_variance(net, x, None)
-    arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
-    entry, first = Entry(static, ntk, demand), first_of(x)
-    area = choose_area(_program(entry, _one, arrays, first, first).largest_array(), memory)
-    by = _diagonal_by_rows if is_traced((arrays, x)) else _diagonal_by_tiles
-    return GramDiagonal(*_finite(by(entry, arrays, x, area)))
+    if is_traced((net, x)):
+        out = traced_diagonal(net, x, ntk, demand, memory)
+    else:
+        out = tiled_diagonal(net, x, ntk=ntk, demand=demand, memory=memory)
+    return GramDiagonal(*_finite(out))
 
 
 def _check_layer(net: object) -> None:
@@ -143,52 +121,10 @@ def _check_layer(net: object) -> None:
         raise ValueError(f"`net` must be a layer, but it is {net!r}.")
 
 
-def _finite(pair: "Pair") -> tuple[Array, Array | None]:
+def _finite(pair: Pair) -> tuple[Array, Array | None]:
     nngp, tangent = pair
     out = check_finite("nngp", nngp.array, _OVERFLOW)
     return out, None if tangent is None else check_finite("ntk", tangent.array, _OVERFLOW)
-
-
-Pair: TypeAlias = tuple[Covariance, Covariance | None]
-
-
-class Entry(NamedTuple):
-    """One entry of the matrices, as a function that can be told from others."""
-
-    static: PyTree
-    ntk: bool
-    demand: Demand
-
-    def __call__(self, arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
-        net, variance = eqx.combine(arrays, self.static)
-        kernel = net.kernel(x1, x2, ntk=self.ntk, demand=self.demand, variance=variance)
-        if not isinstance(kernel, Kernel):
-            raise ValueError("`net` must end in one array: add `FanInSum` after branches.")
-        return kernel.nngp, kernel.ntk
-
-
-def _one(entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree) -> Pair:
-    return entry(arrays, x1, x2)
-
-
-def _pairs(entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree) -> Pair:
-    row = lambda x1: jax.vmap(lambda x2: entry(arrays, x1, x2))(x2)
-    return jax.vmap(row)(x1)
-
-
-def _alone(entry: Entry, arrays: PyTree, x: PyTree) -> Pair:
-    return jax.vmap(lambda x: entry(arrays, x, None))(x)
-
-
-def _program(entry: Entry, fn: Callable[..., Pair], *args: PyTree) -> Program:
-    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-    return _cached_program(entry, fn, structs)
-
-
-# Tracing takes longer than running does for small matrices.
-@ft.lru_cache(maxsize=256)
-def _cached_program(entry: Entry, fn: Callable[..., Pair], structs: PyTree) -> Program:
-    return Program(ft.partial(fn, entry), *structs)
 
 
 _OVERFLOW = (
@@ -196,101 +132,3 @@ _OVERFLOW = (
     "`jit`): lower `W_std`, use fewer layers, scale the inputs down, or use float64 "
     '(`jax.config.update("jax_enable_x64", True)`).'
 )
-
-
-def _by_rows(
-    entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree | None, area: int
-) -> Pair:
-    """One differentiable computation, the memory of which is that of `area` entries."""
-    columns = x1 if x2 is None else x2
-    n1, n2 = batch_size(x1), batch_size(columns)
-
-    def row(x1: PyTree) -> Pair:
-        one = jax.checkpoint(lambda x2: entry(arrays, x1, x2))
-        if n2 <= area:
-            return jax.vmap(one)(columns)
-        return lax.map(one, columns, batch_size=area)
-
-    out = lax.map(row, x1, batch_size=min(max(area // n2, 1), n1))
-    if x2 is not None:
-        return out
-    index = jnp.arange(n1)
-    alone = _diagonal_by_rows(entry, arrays, x1, area)
-    return jax.tree.map(lambda k, k0: k.at[index, index].set(k0), out, alone)
-
-
-def _diagonal_by_rows(entry: Entry, arrays: PyTree, x: PyTree, area: int) -> Pair:
-    one = jax.checkpoint(lambda x: entry(arrays, x, None))
-    return lax.map(one, x, batch_size=min(area, batch_size(x)))
-
-
-def _by_tiles(
-    entry: Entry,
-    arrays: PyTree,
-    x1: PyTree,
-    x2: PyTree | None,
-    area: int,
-    report: Progress,
-) -> Pair:
-    """Tile after tile, each waiting for the one before: so few are in memory."""
-    columns = x1 if x2 is None else x2
-    n1, n2 = batch_size(x1), batch_size(columns)
-    tiling = choose_tiles(n1, n2, area, symmetric=x2 is None)
-    row, column = cut(x1, 0, tiling.rows), cut(columns, 0, tiling.columns)
-    program = _program(entry, _pairs, arrays, row, column)
-    out = new = None
-    write = write_tile if x2 is not None else _write_symmetric
-    total = n1 * n2
-    for done, tile in enumerate(tiling.tiles):
-        jax.block_until_ready(new)
-        report(done * total // len(tiling.tiles), total)
-        row = cut(x1, tile.row, tiling.rows)
-        new = program(arrays, row, cut(columns, tile.column, tiling.columns))
-        out = empty(new, n1, n2) if out is None else out
-        out = write(out, new, tile.row, tile.column)
-    assert out is not None
-    if x2 is None:
-        # From inputs alone, which is exact: see `Kernel.alone`.
-        out = _write_diagonal(out, _diagonal_by_tiles(entry, arrays, x1, area))
-    jax.block_until_ready(out)
-    report(total, total)
-    return out
-
-
-def _diagonal_by_tiles(entry: Entry, arrays: PyTree, x: PyTree, area: int) -> Pair:
-    n = batch_size(x)
-    size = min(area, n)
-    program = _program(entry, _alone, arrays, cut(x, 0, size))
-    parts = [(start, program(arrays, cut(x, start, size))) for start in starts(n, size)]
-    out = jax.tree.map(lambda k: jnp.zeros((n, *k.shape[1:]), k.dtype), parts[0][1])
-    for start, part in parts:
-        out = jax.tree.map(lambda out, k, i=start: out.at[i : i + size].set(k), out, part)
-    return out
-
-
-@ft.partial(jax.jit, donate_argnums=0)
-def _write_symmetric(out: Pair, tile: Pair, row: Array, column: Array) -> Pair:
-    mirrored = jax.tree.map(_mirror, tile, is_leaf=lambda k: isinstance(k, Covariance))
-    # Tiles on the diagonal hold each entry twice, perhaps with other rounding.
-    mean = lambda a, b: jnp.where(row == column, (a + b) / 2, a)
-    out = write_tile(out, jax.tree.map(mean, tile, mirrored), row, column)
-    return write_tile(out, jax.tree.map(mean, mirrored, tile), column, row)
-
-
-def _mirror(cov: Covariance) -> Covariance:
-    """Swaps both inputs of a matrix of covariances."""
-    k = jnp.swapaxes(cov.array, 0, 1)
-    if cov.pairs == Pairs.ALL:
-        ndim = (k.ndim - 2) // 2
-        first, second = range(2, 2 + ndim), range(2 + ndim, k.ndim)
-        k = jnp.transpose(k, (0, 1, *second, *first))
-    return Covariance(k, cov.pairs)
-
-
-@ft.partial(jax.jit, donate_argnums=0)
-def _write_diagonal(out: Pair, diagonal: Pair) -> Pair:
-    def write(out: Array, diagonal: Array) -> Array:
-        index = jnp.arange(len(diagonal))
-        return out.at[index, index].set(diagonal)
-
-    return jax.tree.map(write, out, diagonal)

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ._covariance import Covariance, Pairs
 from ._inputs import Inputs, Positions
-from ._kernel import Kernel
+from ._kernel import derivative, Kernel
 from ._path import LayerError
 from ._signal import Signal, Signals
 
@@ -32,6 +31,10 @@ class AbstractJoin(eqx.Module):
         self, covs: Sequence[Covariance], channels: Sequence[int | None]
     ) -> Covariance:
         """The covariance of the outputs. Its derivative gives the NTK."""
+
+    def keeps_distances(self) -> bool:
+        """Whether it acts on each position by itself."""
+        return True
 
     @abc.abstractmethod
     def missing(self, masks: Sequence[Bool[Array, "..."]]) -> Bool[Array, "..."]:
@@ -93,7 +96,7 @@ class AbstractJoin(eqx.Module):
         nngp, ntk = join(nngps), None
         if None not in ntks:
             # Of the same pairs as the NNGPs, as a derivative along them must be.
-            _, ntk = jax.jvp(join, (nngps,), (ntks,))
+            ntk = derivative(join, (nngps,), (ntks,))[1]
         assert nngp is not None
         return Kernel(
             nngp,
@@ -188,7 +191,7 @@ class Adding(AbstractJoin):
 
     def covariance(self, covs, channels):
         del channels
-        return Covariance(ft.reduce(jnp.add, [k.array for k in covs]), covs[0].pairs)
+        return covs[0].with_array(ft.reduce(jnp.add, [k.array for k in covs]))
 
     def missing(self, masks):
         return ft.reduce(jnp.logical_and, masks)
@@ -212,7 +215,7 @@ class Multiplying(AbstractJoin):
     def covariance(self, covs, channels):
         del channels
         product = ft.reduce(jnp.multiply, [k.array for k in covs])
-        return Covariance(product, covs[0].pairs)
+        return covs[0].with_array(product)
 
     def missing(self, masks):
         # Missing factors are zero.
@@ -244,6 +247,9 @@ class Concatenating(AbstractJoin):
 
     axis: int = eqx.field(static=True)
 
+    def keeps_distances(self):
+        return self.axis == -1
+
     def arrays(self, arrays):
         return jnp.concatenate(arrays, self.axis)
 
@@ -264,7 +270,7 @@ class Concatenating(AbstractJoin):
     def _mean(self, covs: Sequence[Covariance], channels: Sequence[int]) -> Covariance:
         total = sum(channels)
         parts = [n / total * k.array for n, k in zip(channels, covs, strict=True)]
-        return Covariance(ft.reduce(jnp.add, parts), covs[0].pairs)
+        return covs[0].with_array(ft.reduce(jnp.add, parts))
 
     def _block(self, k: Covariance, start: int, total: int) -> Float[Array, "..."]:
         """Positions of different branches are not correlated: zeros around this one."""

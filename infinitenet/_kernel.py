@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ._covariance import Covariance, Pairs
 from ._inputs import Inputs, Positions, wrap
+from ._shifts import Shifts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,21 @@ CovarianceMap: TypeAlias = Callable[..., Covariance]
 
 # From which positions of the inputs are missing, to which ones of the outputs are.
 Mask: TypeAlias = Callable[[Array], Array]
+
+
+def derivative(
+    fn: Callable[..., Covariance], primals: Any, tangents: Any
+) -> tuple[Covariance, Covariance]:
+    """A covariance, and its derivative along arguments of the same structure."""
+    arrays, rest = eqx.partition(primals, eqx.is_inexact_array)
+
+    def of_arrays(arrays):
+        out = fn(*eqx.combine(arrays, rest))
+        return out.array, out
+
+    along = eqx.filter(tangents, eqx.is_inexact_array)
+    _, tangent, out = jax.jvp(of_arrays, (arrays,), (along,), has_aux=True)
+    return out, out.with_array(tangent)
 
 
 class Kernel(eqx.Module):
@@ -78,10 +94,12 @@ class Kernel(eqx.Module):
         *,
         ntk: bool = True,
         variance: Float[Array, ""] | None = None,
+        shifts: Shifts | None = None,
     ) -> "Kernel":
         """The kernel of the identity: `x1 . x2 / channels`.
 
-        `variance` tells that it is `x . x / channels` of all inputs.
+        `variance` tells that it is `x . x / channels` of all inputs. With `shifts` it is
+        of positions at these distances.
         """
         inputs1, inputs2 = wrap(x1), wrap(x1 if x2 is None else x2)
         a, b = inputs1.array, inputs2.array
@@ -92,13 +110,13 @@ class Kernel(eqx.Module):
             nngp = Covariance.of_inputs(a, b, demand.cross)
             cov1 = cov2 = Covariance(variance, Pairs.SAME) if demand.marginal else None
         else:
-            nngp = Covariance.of_inputs(a, b, demand.cross)
+            nngp = Covariance.of_inputs(a, b, demand.cross, shifts)
             cov1 = Covariance.of_inputs(a, a, demand.marginal)
             cov2 = Covariance.of_inputs(b, b, demand.marginal)
         assert nngp is not None
         return Kernel(
             nngp,
-            jax.tree.map(jnp.zeros_like, nngp) if ntk else None,
+            nngp.with_array(jnp.zeros_like(nngp.array)) if ntk else None,
             cov1,
             cov2,
             alone=x2 is None,
@@ -210,7 +228,7 @@ class Kernel(eqx.Module):
         if self.ntk is None:
             return fn(cov1, self.nngp, cov2, *variances), None
         along = lambda k, v: fn(cov1, k, cov2, *v)
-        return jax.jvp(along, (self.nngp, variances), (self.ntk, rates))
+        return derivative(along, (self.nngp, variances), (self.ntk, rates))
 
     def without_missing(self) -> "Kernel":
         """Zeros where a position is missing."""

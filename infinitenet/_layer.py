@@ -1,6 +1,7 @@
 """What a layer is."""
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._checks import check_finite
+from ._compiler import apart
 from ._custom_types import Arrays
 from ._hyperparameters import check_scalars
 from ._inputs import alike, Inputs, unwrap, wrap
@@ -58,6 +60,16 @@ class AbstractLayer(AbstractModel):
     def requires(self, demand: Any) -> Any:
         """What the layer must be given, for its outputs to meet a demand."""
         return demand
+
+    def step(self, signal: Any) -> tuple[int, ...] | None:
+        """How far apart inputs are whose outputs are neighbours, along each dimension.
+
+        For layers whose covariances of outputs at one distance depend on those of inputs at
+        one distance, and on variances: then networks with pooling take less memory, as
+        distances are evaluated a few at a time. `None`, the default, for all others.
+        """
+        del signal
+        return None
 
     def mask(self, missing: Bool[Array, "*spatial"]) -> Bool[Array, "*out"]:
         """Which positions of the outputs are missing, given those of the inputs."""
@@ -251,7 +263,6 @@ _of_inputs = eqx.filter_jit(
         x1, x2, demand, ntk=ntk, variance=variance
     )
 )
-_infinite = eqx.filter_jit(lambda layer, kernel: layer.infinite(kernel))
 
 
 def infinite(layer: AbstractLayer, kernel: Kernels) -> Any:
@@ -263,4 +274,16 @@ def infinite(layer: AbstractLayer, kernel: Kernels) -> Any:
     """
     if isinstance(layer, AbstractCombinator):
         return layer.infinite(kernel)
-    return _infinite(layer, kernel)
+    return infinite_all((layer,), kernel)
+
+
+def infinite_all(layers: Sequence[AbstractLayer], kernel: Kernels) -> Any:
+    """The same of simple layers one after the other, which are compiled together."""
+    return _infinite(tuple(layers), kernel) if layers else kernel
+
+
+@apart
+def _infinite(layers: tuple[AbstractLayer, ...], kernel: Kernels) -> Any:
+    for layer in layers:
+        kernel = layer.infinite(kernel)
+    return kernel

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._covariance import Covariance, Pairs
+from ._covariance import Pairs
 from ._kernel import Demand, Kernel
 from ._layer import AbstractLayer
 from ._path import LayerError
@@ -72,6 +72,9 @@ class AbstractPointwise(AbstractLayer):
             )
         return signal.nonlinear(odd=self.odd)
 
+    def step(self, signal: Signal) -> tuple[int, ...]:
+        return (1,) * len(signal.spatial)
+
     def requires(self, demand: Demand) -> Demand:
         return demand.at_least(Pairs.SAME, Pairs.SAME)
 
@@ -82,11 +85,8 @@ class AbstractPointwise(AbstractLayer):
             return self.dual(q1, k12.array, q2)
 
         def pointwise(k11, k12, k22):
-            # Aligned with the axes of `k12`, of positions `p` and perhaps of `q`.
-            q1, q2 = k11.diagonal(), k22.diagonal()
-            ones = (1,) * (k12.array.ndim - q1.ndim)
-            q1, q2 = q1.reshape(q1.shape + ones), q2.reshape(ones + q2.shape)
-            return Covariance(dual(k11, q1, k12, q2), k12.pairs)
+            q1, q2 = k12.align(k11.diagonal(), k22.diagonal())
+            return k12.with_array(dual(k11, q1, k12, q2))
 
         if not self.flat or kernel.ntk is None:
             return kernel.propagate(pointwise)

@@ -1,14 +1,12 @@
-"""Programs that are run on tiles of a matrix, one after the other."""
+"""Tiles of a matrix: how large they are, and where."""
 
 import functools as ft
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -22,11 +20,6 @@ _CACHE = 2**20
 # How many arrays of the largest size are alive at once in a layer: the inputs and outputs
 # of a convolution, with NTK, and the same extended by padding.
 _ALIVE = 8
-
-
-# Functions under `jit` of this name have arrays of their own of bounded size, however large
-# a tile is. If they were counted, tiles would be tiny.
-_BOUNDED = "bounded"
 
 
 class Tile(NamedTuple):
@@ -46,47 +39,6 @@ class Tiling(NamedTuple):
     rows: int
     columns: int
     tiles: tuple[Tile, ...]
-
-
-class Program:
-    """A function for arguments of some shapes, without its Python.
-
-    Parts of it that are under `jit` are compiled by themselves, whereas `jit` of all of it
-    would make one program of them.
-    """
-
-    def __init__(self, fn: Callable[..., PyTree], *args: PyTree):
-        flat, structure = jax.tree.flatten(args)
-        self.jaxpr, shapes = jax.make_jaxpr(
-            lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
-        )(*flat)
-        self.run, self.out = jex.jaxpr_as_fun(self.jaxpr), jax.tree.structure(shapes)
-
-    def __call__(self, *args: PyTree) -> PyTree:
-        return jax.tree.unflatten(self.out, self.run(*jax.tree.leaves(args)))
-
-    def largest_array(self) -> int:
-        """Bytes of the largest array that is computed on the way."""
-        return max(_variables_bytes(self.jaxpr.jaxpr))
-
-
-def _variables_bytes(jaxpr: jex.Jaxpr) -> Iterator[int]:
-    for eqn in jaxpr.eqns:
-        for variable in eqn.outvars:
-            aval: Any = variable.aval
-            if hasattr(aval, "dtype"):
-                yield math.prod(aval.shape) * aval.dtype.itemsize
-        if eqn.params.get("name") == _BOUNDED:
-            continue
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-            if isinstance(inner, jex.ClosedJaxpr):
-                yield from _variables_bytes(inner.jaxpr)
-            elif isinstance(inner, jex.Jaxpr):
-                yield from _variables_bytes(inner)
-
-
-def _is_jaxpr(value: object) -> bool:
-    return isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)
 
 
 def default_memory() -> int:
@@ -110,12 +62,11 @@ def to_memory(memory: Any) -> int:
     return int(float(memory))
 
 
-def choose_area(entry: int, memory: Any) -> int:
+def choose_area(entry: int, memory: int) -> int:
     """The number of entries of a tile, when each takes arrays of `entry` bytes.
 
     **Raises:** `ValueError` if the memory does not suffice for a single one.
     """
-    memory = to_memory(memory)
     area = memory // (_ALIVE * entry)
     if area < 1:
         raise ValueError(
@@ -126,6 +77,11 @@ def choose_area(entry: int, memory: Any) -> int:
     if jax.default_backend() == "cpu":
         area = min(area, max(_CACHE // entry, 1))
     return area
+
+
+def most_of(memory: int) -> int:
+    """Bytes that one array of a tile may take."""
+    return memory // _ALIVE
 
 
 def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool) -> Tiling:

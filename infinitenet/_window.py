@@ -1,5 +1,6 @@
 """Sliding windows over positions: of filters and of pooling."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,23 @@ import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+
+# Windows of up to this many positions are summed in one pass over memory. Of larger ones,
+# each dimension is a pass of its own, which takes fewer additions.
+_MAX_TAPS = 9
+
+
+def passes(size: Sequence[int]) -> list[tuple[int, ...]]:
+    """Groups the dimensions of a window by the pass over memory that sums them."""
+    groups: list[tuple[int, ...]] = []
+    for dim in range(len(size)):
+        merged = (*groups[-1], dim) if groups else (dim,)
+        if groups and math.prod(size[d] for d in merged) <= _MAX_TAPS:
+            groups[-1] = merged
+        else:
+            groups.append((dim,))
+    return groups
 
 
 def to_strides(strides: tuple[int, ...] | None, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -42,6 +60,27 @@ class Window(NamedTuple):
         lengths = [n + lo + hi for n, (lo, hi) in zip(spatial, extents, strict=True)]
         each = zip(lengths, self.size, self.strides, strict=True)
         return tuple((n - size) // stride + 1 for n, size, stride in each)
+
+    def passes(self) -> list["Window"]:
+        """Windows, one after the other, which look at the same positions in fewer steps."""
+        ones, out = (1,) * len(self.size), []
+        for dims in passes(self.size):
+            pick = lambda a, b, dims=dims: tuple(
+                a[i] if i in dims else b[i] for i in range(len(ones))
+            )
+            out.append(
+                Window(pick(self.size, ones), pick(self.strides, ones), self.padding)
+            )
+        return out
+
+    def step(self, spatial: Sequence[int]) -> tuple[int, ...] | None:
+        """How far apart inputs are whose outputs are neighbours, along each dimension.
+
+        `None` if that is another number around the edges than elsewhere.
+        """
+        each = zip(self.out_shape(spatial), self.strides, strict=True)
+        even = [n * stride for n, stride in each] == list(spatial)
+        return self.strides if even else None
 
     def problem(self, spatial: Sequence[int]) -> str | None:
         """What stands in the way of sliding this window over these positions."""

@@ -17,7 +17,7 @@ import infinitenet as inn
 from infinitenet._empirical.axes import to_axes
 from infinitenet._empirical.methods import AbstractNTKMethod, choose_method
 from infinitenet._empirical.model import to_unit
-from infinitenet._tiles import Program
+from infinitenet._program import Program
 
 
 METHODS = [
@@ -374,7 +374,7 @@ def test_structure_is_used(getkey):
 
     def largest(method):
         fn = lambda x: inn.empirical_ntk(net, x, method=method)
-        return Program(fn, x).largest_array()
+        return Program(fn, x).largest_array
 
     assert largest(inn.StructuredDerivatives()) < 8 * 200 * 200 * 2
     assert largest(inn.JacobianContraction()) >= 8 * 200 * 200 * 3 * 2

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from nonlinearities import quadrature as _quadrature
 
 import infinitenet as inn
-from infinitenet._tiles import Program
+from infinitenet._program import Program
 
 
 _all = pytest.mark.parametrize("name", _quadrature)
@@ -340,7 +340,7 @@ def test_tiles_are_large():
     """The sizes of quadrature's own arrays do not count for those of tiles."""
     layer, one = inn.Tanh(), jnp.ones(())
     for fn in (layer.dual_at, lambda q, k: layer.dual(q, k, q)):
-        assert Program(lambda k, fn=fn: _dual_of(fn, k), one).largest_array() == 8
+        assert Program(lambda k, fn=fn: _dual_of(fn, k), one).largest_array == 8
 
 
 def _dual_of(fn, k):

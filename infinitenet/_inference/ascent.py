@@ -12,14 +12,11 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._batch import first_of
 from .._custom_types import Arrays
-from .._gram import _by_rows, _one, _program, Entry
 from .._kernel import Demand
 from .._layer import AbstractLayer
 from .._matrices import Gram
-from .._tiles import choose_area
-from .._weights import without_weights
+from .._traced_gram import traced_gram
 from .cholesky import factorise
 from .gp import is_lost, max_variance, Posterior, solve
 from .hyperparameters import Learnt
@@ -35,10 +32,7 @@ def unchecked_kernel(
     Searches along a line pass by such places, and come back.
     """
     is_nngp = isinstance(trained, LastLayer)
-    arrays, static = eqx.partition((without_weights(net), None), eqx.is_array)
-    entry = Entry(static, not is_nngp, Demand())
-    one = _program(entry, _one, arrays, first_of(x), first_of(x))
-    nngp, ntk = _by_rows(entry, arrays, x, None, choose_area(one.largest_array(), memory))
+    nngp, ntk = traced_gram(net, x, None, not is_nngp, Demand(), memory)
     gram = Gram(nngp.array, None if ntk is None else ntk.array)
     return trained.tangent_kernel("k", gram)[1]  # pyright: ignore[reportReturnType]
 

@@ -76,6 +76,9 @@ class Dense(AbstractAffine):
     def out_spatial(self, spatial):
         return tuple(spatial)
 
+    def step(self, signal):
+        return (1,) * len(signal.spatial)
+
     def apply(self, W, x):
         return x @ W
 
@@ -155,6 +158,9 @@ class Conv(AbstractAffine):
         if problem is not None:
             raise LayerError(self, f"{problem}.")
         return self.window.out_shape(spatial)
+
+    def step(self, signal):
+        return self.window.step(signal.spatial)
 
     def apply(self, W, x):
         x, zeros = self.window.around(x)

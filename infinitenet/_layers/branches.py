@@ -38,6 +38,9 @@ class Identity(AbstractCombinator):
     def as_pointwise(self):
         return Linear()
 
+    def step(self, signal):
+        return (1,) * len(signal.spatial)
+
     def infinite(self, kernel):
         return kernel
 
@@ -164,6 +167,10 @@ class AbstractBranches(AbstractCombinator):
     def draw(self, key, signal):
         branches = self.branches()
         return self.with_branches(draw_each(branches, key, (signal,) * len(branches)))
+
+    def step(self, signal):
+        steps = {branch.step(signal) for branch in self._uncorrelated().values()}
+        return steps.pop() if len(steps) == 1 and self.join().keeps_distances() else None
 
     def requires(self, demand):
         branches = self._uncorrelated()

@@ -79,6 +79,9 @@ class LayerNorm(AbstractLayer):
     def _eps(self, like: Array) -> Float[Array, ""]:
         return self.eps.astype(like.dtype)
 
+    def step(self, signal):
+        return (1,) * len(signal.spatial)
+
     def requires(self, demand):
         return demand.at_least(demand.cross, Pairs.SAME)
 
@@ -96,18 +99,16 @@ class LayerNorm(AbstractLayer):
         positions1: Positions,
         positions2: Positions,
     ) -> Covariance:
-        axes, ndim = self._axes(len(k12.spatial) + 1), len(k12.spatial)
+        axes = self._axes(len(k12.spatial) + 1)
 
         def root(k: Covariance, missing: Array | None) -> Float[Array, "*spatial"]:
             v = _mean(k.diagonal(), missing, axes)
             return jnp.broadcast_to(_inverse_root(v + self._eps(v)), k.spatial)
 
         root1, root2 = root(k11, positions1.missing), root(k22, positions2.missing)
-        if k12.pairs == Pairs.ALL:
-            root1 = root1.reshape(root1.shape + (1,) * ndim)
-            root2 = root2.reshape((1,) * ndim + root2.shape)
+        root1, root2 = k12.align(root1, root2)
         # One after the other, as their product may overflow.
-        return Covariance(k12.array * root1 * root2, k12.pairs)
+        return k12.with_array(k12.array * root1 * root2)
 
 
 def _mean(

@@ -7,10 +7,10 @@ import jax.random as jr
 
 from .._branches import join_demands
 from .._hyperparameters import check_width
-from .._kernel import Kernels
 from .._layer import AbstractCombinator, AbstractLayer, check, to_layer
+from .._loop import infinite_blocks
 from .._path import inside, LayerError
-from .._weights import trainable
+from .._weights import trainable, without_weights
 
 
 class Repeat(AbstractCombinator):
@@ -55,6 +55,10 @@ class Repeat(AbstractCombinator):
             )
         return last
 
+    def step(self, signal):
+        step = self.layer.step(signal)
+        return step if self.times == 1 or step == (1,) * len(signal.spatial) else None
+
     def requires(self, demand):
         # What the layer needs, its predecessor must also provide: more and more, up to
         # a fixed point, as demands only grow.
@@ -89,17 +93,7 @@ class Repeat(AbstractCombinator):
 
     def infinite(self, kernel):
         with inside("layer"):
-            return _loop(self.layer, self.times, kernel)
-
-
-@eqx.filter_jit
-def _loop(layer: AbstractLayer, times: int, kernel: Kernels) -> Kernels:
-    out = eqx.filter_eval_shape(layer.infinite, kernel)
-    if jax.tree.structure(out) != jax.tree.structure(kernel):
-        # The first layer may be given more than it passes on.
-        kernel, times = layer.infinite(kernel), times - 1
-    step = lambda kernel, _: (layer.infinite(kernel), None)
-    return lax.scan(step, kernel, length=times)[0]
+            return infinite_blocks([without_weights(self.layer)] * self.times, kernel)
 
 
 Repeat.__init__.__doc__ = """**Arguments:**

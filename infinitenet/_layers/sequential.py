@@ -1,17 +1,24 @@
 """Layers one after the other."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 
+from .._affine import AbstractAffine
+from .._kernel import Kernels
 from .._layer import (
     AbstractCombinator,
     AbstractLayer,
     check,
     infinite,
+    infinite_all,
     split_key,
     to_layers,
 )
+from .._loop import infinite_blocks, repeats
 from .._path import inside
 from .._piecewise_linear import Linear
+from .._weights import without_weights
 
 
 class Sequential(AbstractCombinator):
@@ -50,6 +57,16 @@ class Sequential(AbstractCombinator):
                 signal = check(layer, signal)
         return signal
 
+    def step(self, signal):
+        total = (1,) * len(signal.spatial)
+        for layer in self.layers:
+            step = layer.step(signal)
+            if step is None:
+                return None
+            total = tuple(a * b for a, b in zip(total, step, strict=True))
+            signal = check(layer, signal)
+        return total
+
     def requires(self, demand):
         for i, layer in reversed(list(enumerate(self.layers))):
             with inside(f"layers[{i}]"):
@@ -67,10 +84,34 @@ class Sequential(AbstractCombinator):
         return Sequential(layers)
 
     def infinite(self, kernel):
-        for i, layer in enumerate(self.layers):
-            with inside(f"layers[{i}]"):
-                kernel = infinite(layer, kernel)
+        layers = without_weights(self).layers
+        for start, period, times in repeats(layers):
+            starts = range(start, start + period * times, period)
+            if times > 1:
+                blocks = [Sequential(layers[i : i + period]) for i in starts]
+                kernel = infinite_blocks(blocks, kernel)
+                continue
+            kernel = _one_by_one(layers[start : start + period], start, kernel)
         return kernel
+
+
+def _one_by_one(layers: Sequence[AbstractLayer], start: int, kernel: Kernels) -> Kernels:
+    """The kernel after layers, those without windows together with the next one."""
+    light: list[AbstractLayer] = []
+    for i, layer in enumerate(layers, start):
+        with inside(f"layers[{i}]"):
+            if isinstance(layer, AbstractCombinator):
+                kernel = infinite(layer, infinite_all(light, kernel))
+                light = []
+            else:
+                light.append(layer)
+            if not _is_light(layer):
+                kernel, light = infinite_all(light, kernel), []
+    return infinite_all(light, kernel)
+
+
+def _is_light(layer: AbstractLayer) -> bool:
+    return isinstance(layer, AbstractAffine) and not layer.filter_shape
 
 
 Sequential.__init__.__doc__ = """**Arguments:**

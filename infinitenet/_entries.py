@@ -1,0 +1,107 @@
+"""Entries of kernel matrices as functions, and as programs."""
+
+import abc
+import dataclasses
+import functools as ft
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ._covariance import Covariance
+from ._kernel import Demand, Kernel
+from ._program import Program
+
+
+Pair: TypeAlias = tuple[Covariance, Covariance | None]
+
+
+class AbstractEntry(abc.ABC):
+    """One entry of the matrices, as a function that can be told from others.
+
+    It is a sum of parts, after which something may be left to do.
+    """
+
+    @property
+    @abc.abstractmethod
+    def parts(self) -> Sequence[Any]:
+        """What tells the parts from each other: arrays of the same shapes."""
+
+    @abc.abstractmethod
+    def part(self, arrays: PyTree, x1: PyTree, x2: PyTree | None, part: Any) -> PyTree:
+        """One of them, of a pair of inputs, or of an input with itself."""
+
+    @abc.abstractmethod
+    def finish(self, arrays: PyTree, total: PyTree) -> Pair:
+        """The entry, given the sum of all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry(AbstractEntry):
+    """An entry that is a single part."""
+
+    static: PyTree
+    ntk: bool
+    demand: Demand
+
+    @property
+    def parts(self):
+        return [None]
+
+    def part(self, arrays, x1, x2, part):
+        del part
+        return self(arrays, x1, x2)
+
+    def finish(self, arrays, total):
+        del arrays
+        return total
+
+    def __call__(self, arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
+        net, variance = eqx.combine(arrays, self.static)
+        kernel = net.kernel(x1, x2, ntk=self.ntk, demand=self.demand, variance=variance)
+        if not isinstance(kernel, Kernel):
+            raise ValueError("`net` must end in one array: add `FanInSum` after branches.")
+        return kernel.nngp, kernel.ntk
+
+
+#
+# Programs for parts of several entries
+#
+
+
+def one(entry: AbstractEntry, arrays: PyTree, x1: PyTree, x2: PyTree, part: Any) -> PyTree:
+    return entry.part(arrays, x1, x2, part)
+
+
+def pairs(
+    entry: AbstractEntry, arrays: PyTree, x1: PyTree, x2: PyTree, part: Any
+) -> PyTree:
+    row = lambda x1: jax.vmap(lambda x2: entry.part(arrays, x1, x2, part))(x2)
+    return jax.vmap(row)(x1)
+
+
+def alone(entry: AbstractEntry, arrays: PyTree, x: PyTree, part: Any) -> PyTree:
+    return jax.vmap(lambda x: entry.part(arrays, x, None, part))(x)
+
+
+def finish_pairs(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
+    return jax.vmap(lambda row: finish_alone(entry, arrays, row))(total)
+
+
+def finish_alone(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
+    return jax.vmap(lambda total: entry.finish(arrays, total))(total)
+
+
+def program_of(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> Program:
+    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    return _cached_program(entry, fn, structs)
+
+
+# Tracing takes longer than running does for small matrices.
+@ft.lru_cache(maxsize=256)
+def _cached_program(
+    entry: AbstractEntry, fn: Callable[..., PyTree], structs: PyTree
+) -> Program:
+    return Program(ft.partial(fn, entry), *structs)

@@ -1,0 +1,91 @@
+"""Parts of tiles of kernel matrices, which are computed side by side."""
+
+import functools as ft
+import itertools as it
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ._batch import first_of
+from ._entries import (
+    AbstractEntry,
+    alone,
+    Entry,
+    finish_alone,
+    finish_pairs,
+    one,
+    Pair,
+    pairs,
+    program_of,
+)
+from ._kernel import Demand
+from ._layer import AbstractLayer
+from ._pooled import to_pooled
+from ._tiles import choose_area, cut, most_of, Tile, to_memory
+from ._uniform import common_variance
+from ._weights import without_weights
+from ._workers import keep_memory, n_workers, run_all
+
+
+class Parts:
+    """How the entries of a matrix are computed, and how many at a time."""
+
+    def __init__(
+        self,
+        net: AbstractLayer,
+        x1: PyTree,
+        x2: PyTree,
+        ntk: bool,
+        demand: Demand,
+        memory: int | None,
+    ):
+        keep_memory()
+        self.x1, self.x2, self.workers = x1, x2, n_workers()
+        variance = common_variance(net, x1, x2)
+        self.arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
+        memory = to_memory(memory) // self.workers
+        pooled = to_pooled(net, static, ntk, demand, first_of(x1), most_of(memory))
+        self.entry: AbstractEntry = Entry(static, ntk, demand) if pooled is None else pooled
+        part = self.entry.parts[0]
+        program = program_of(self.entry, one, self.arrays, first_of(x1), first_of(x2), part)
+        self.area = choose_area(program.largest_array, memory)
+
+    def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:
+        """The entries of tiles of some shape, in order."""
+        x1, x2 = cut(self.x1, 0, rows), cut(self.x2, 0, columns)
+        program = program_of(self.entry, pairs, self.arrays, x1, x2, self.entry.parts[0])
+
+        def run(tile: Tile, part: Any) -> PyTree:
+            x1 = cut(self.x1, tile.row, rows)
+            return program(self.arrays, x1, cut(self.x2, tile.column, columns), part)
+
+        return self._sums(run, tiles, finish_pairs)
+
+    def diagonals(self, at: Sequence[int], size: int) -> Iterator[Pair]:
+        """The kernel of each input with itself, of those from each of some starts."""
+        x = cut(self.x1, 0, size)
+        program = program_of(self.entry, alone, self.arrays, x, self.entry.parts[0])
+        run = lambda start, part: program(self.arrays, cut(self.x1, start, size), part)
+        return self._sums(run, at, finish_alone)
+
+    def _sums(
+        self, run: Callable[..., PyTree], items: Sequence[Any], finish: Callable[..., Pair]
+    ) -> Iterator[Pair]:
+        parts = self.entry.parts
+        each = it.product(items, parts)
+        results = run_all((ft.partial(run, *pair) for pair in each), self.workers)
+        for _ in items:
+            total = next(results)
+            for _ in parts[1:]:
+                total = _add(total, next(results))
+            program = program_of(self.entry, finish, self.arrays, total)
+            yield program(self.arrays, total)
+
+
+@ft.partial(jax.jit, donate_argnums=0)
+def _add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
