@@ -78,13 +78,17 @@ def _dual_of_sine(q1: Any, k: Any, q2: Any) -> Any:
     return jnp.exp(-(q1 + q2) / 2) * jnp.sinh(k)
 
 
-def _arctan(x: Any) -> Any:
-    return importlib.import_module("jax.numpy").arctan(x)
+def _silu(x: Any) -> Any:
+    return importlib.import_module("jax").nn.silu(x)
+
+
+# With such biases all entries of a kernel are of one magnitude. Else those of high powers
+# would range over several, while errors are told in units of their root mean square.
+_DENSE = L.Dense(512, W_std=1.0, b_std=1.0)
 
 
 def _after_dense(nonlinearities: dict[str, Call]) -> dict[str, Network]:
-    dense = L.Dense(512, W_std=1.0, b_std=0.1)
-    return {name: _net([dense, layer]) for name, layer in nonlinearities.items()}
+    return {name: _net([_DENSE, layer]) for name, layer in nonlinearities.items()}
 
 
 _CLOSED_FORMS = {
@@ -105,14 +109,17 @@ _CLOSED_FORMS = {
     "Pointwise": L.Pointwise(_sine, _dual_of_sine),
     "Polynomial": L.Polynomial((0.1, 0.5, 0.2, 0.1)),
     "Rbf": L.Rbf(),
-    "RectifiedMonomial": L.RectifiedMonomial(2),
     "Relu": L.Relu(),
     "SigmoidLike": L.SigmoidLike(),
     "Sign": L.Sign(),
     "Sin": L.Sin(),
 }
+# Once, after another one: `neural_tangents` gives NaN where anything follows but `Dense`.
+_ONCE = {
+    "RectifiedMonomial": _net([], [_DENSE, L.Relu(), _DENSE, L.RectifiedMonomial(2)]),
+}
 _QUADRATURE = {
-    "Elementwise": L.Elementwise(_arctan),
+    "Elementwise": L.Elementwise(_silu),
     "Softplus": L.Softplus(),
     "Tanh": L.Tanh(),
 }
@@ -123,7 +130,6 @@ _QUADRATURE = {
 #
 
 _RELU = L.Relu()
-_DENSE = L.Dense(512, **STDS)
 _CONV = L.Conv(64, (3, 3), padding="SAME", **STDS)
 _FLATTEN, _GAP = [L.Flatten()], [L.GlobalAvgPool()]
 
@@ -226,8 +232,8 @@ class Group(NamedTuple):
 
 # Such that `infinitenet` takes some 0.02 to 0.3 s on two cores.
 GROUPS = (
-    Group(_after_dense(_CLOSED_FORMS), 1500, (100,)),
-    Group(_after_dense(_QUADRATURE), 200, (100,)),
+    Group(_after_dense(_CLOSED_FORMS) | _ONCE, 1500, (100,)),
+    Group(_after_dense(_QUADRATURE), 300, (100,)),
     Group(_ON_VECTORS, 1500, (100,)),
     Group(_FLATTENED, 150, (8, 8, 3)),
     Group(_POOLED, 20, (8, 8, 3)),
