@@ -131,10 +131,12 @@ def write_inputs(workload: Workload, path: Path) -> None:
     """Writes random inputs for both processes, whose NumPy versions may differ."""
     rng = np.random.default_rng(0)
     size = (workload.n, *workload.shape)
-    arrays = {f"x{i}": rng.standard_normal(size, dtype=np.float32) for i in (1, 2)}
-    draw = _DRAWS.get(workload.spec.graph)
-    if draw is not None:
-        arrays |= {f"graph{i}": draw(rng, workload) for i in (1, 2)}
+    arrays: dict[str, Any] = {}
+    for i in (1, 2):
+        arrays[f"x{i}"] = rng.standard_normal(size, dtype=np.float32)
+    graph = workload.spec.graph
+    if graph is not None:
+        arrays |= {f"graph{i}": _DRAWS[graph](rng, workload) for i in (1, 2)}
     np.savez(path, **arrays)
 
 
@@ -255,21 +257,27 @@ def report(comparisons: Sequence[Comparison], args: argparse.Namespace) -> str:
 
 
 def parse(
-    doc: str | None, workloads: Mapping[str, Any], argv: list[str] | None = None
+    doc: str | None, workloads: Mapping[str, Any], *, peer: bool = True
 ) -> argparse.Namespace:
-    """Reads the command line of a script that has this docstring and these workloads."""
+    """Reads the command line of a script that has this docstring and these workloads.
+
+    Unless `peer`, it times `infinitenet` only.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--python", default=sys.executable, help="interpreter that has infinitenet")
-    add("--peer-python", help="interpreter that has neural_tangents")
-    add("--peer-mode", choices=MODES, default="jit", help="how to run neural_tangents")
+    if peer:
+        add("--peer-python", help="interpreter that has neural_tangents")
+        how = "how to run neural_tangents"
+        add("--peer-mode", choices=MODES, default="jit", help=how)
+    parser.set_defaults(peer_python=None, peer_mode="jit")
     add("--repeats", type=int, default=5, help="runs of each that count")
     add("--workloads", default=",".join(workloads), help="which ones, with commas")
     add("--scale", choices=("full", "small"), default="full")
     add("--output", type=Path, help="file to write the results to, as Markdown")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     names = args.workloads.split(",")
     if unknown := set(names) - set(workloads):
         parser.error(f"unknown workloads {sorted(unknown)}; known: {[*workloads]}")
