@@ -85,10 +85,12 @@ def _silu(x: Any) -> Any:
 # With such biases all entries of a kernel are of one magnitude. Else those of high powers
 # would range over several, while errors are told in units of their root mean square.
 _DENSE = L.Dense(512, W_std=1.0, b_std=1.0)
+# Variances near one, where few points suffice for the quadrature of `neural_tangents`.
+_SMALL = L.Dense(512, W_std=1.0, b_std=0.1)
 
 
-def _after_dense(nonlinearities: dict[str, Call]) -> dict[str, Network]:
-    return {name: _net([_DENSE, layer]) for name, layer in nonlinearities.items()}
+def _after(dense: Call, nonlinearities: dict[str, Call]) -> dict[str, Network]:
+    return {name: _net([dense, layer]) for name, layer in nonlinearities.items()}
 
 
 _CLOSED_FORMS = {
@@ -169,15 +171,12 @@ _FLATTENED = {
     "Conv-valid-flatten": _net([_conv("VALID"), _RELU], _FLATTEN),
     "ConvLocal-flatten": _net([_LOCAL, _RELU], _FLATTEN),
     "Dropout-flatten": _net([_CONV, _RELU, L.Dropout(0.9)], _FLATTEN),
-    "ImageResize-nearest": _net(
-        [_CONV, _RELU], [L.ImageResize((4, 4), "nearest"), *_FLATTEN]
-    ),
     "Index-flatten": _net([_CONV, _RELU], [_INDEX, *_FLATTEN]),
     "LayerNorm-flatten": _net([_CONV, L.LayerNorm(), _RELU], _FLATTEN),
     "Residual-flatten": _net(_residual(_CONV), _FLATTEN, [_CONV]),
 }
 
-# Their kernels are of all pairs of positions.
+# Their kernels are of all pairs of positions, or `neural_tangents` computes all.
 _POOLED = {
     "AvgPool": _net([_CONV, _RELU, L.AvgPool((2, 2), (2, 2))], _FLATTEN),
     "AvgPool-overlapping": _net(
@@ -196,6 +195,9 @@ _POOLED = {
     "GlobalSumPool": _net([_CONV, _RELU], [L.GlobalSumPool()]),
     "ImageResize-linear": _net(
         [_CONV, _RELU], [L.ImageResize((4, 4), "linear"), *_FLATTEN]
+    ),
+    "ImageResize-nearest": _net(
+        [_CONV, _RELU], [L.ImageResize((4, 4), "nearest"), *_FLATTEN]
     ),
     "Index": _net([_CONV, _RELU], [_INDEX, *_GAP]),
     "LayerNorm-pooled": _net([_CONV, L.LayerNorm(), _RELU], _GAP),
@@ -230,10 +232,10 @@ class Group(NamedTuple):
     shape: tuple[int, ...]
 
 
-# Such that `infinitenet` takes some 0.02 to 0.3 s on two cores.
+# Such that kernels take longer than calls, and most of them less than a second.
 GROUPS = (
-    Group(_after_dense(_CLOSED_FORMS) | _ONCE, 1500, (100,)),
-    Group(_after_dense(_QUADRATURE), 300, (100,)),
+    Group(_after(_DENSE, _CLOSED_FORMS) | _ONCE, 1500, (100,)),
+    Group(_after(_SMALL, _QUADRATURE), 300, (100,)),
     Group(_ON_VECTORS, 1500, (100,)),
     Group(_FLATTENED, 150, (8, 8, 3)),
     Group(_POOLED, 20, (8, 8, 3)),
