@@ -183,7 +183,7 @@ def _cells(comparison: Comparison, peak: Machine) -> Iterator[str]:
     yield f"{peak.memory(work):.3g}"
     yield f"{peak.floor(work):.3g}"
     yield f"{measured:.3g}"
-    yield f"{peak.floor(work) / measured:.2f}"
+    yield f"{peak.floor(work) / measured:.2g}"
 
 
 def main() -> int:
