@@ -23,19 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kernels import (
-    disagreement,
-    interpreters,
-    machine,
-    markdown,
-    parse,
-    spread,
-    too_large,
-    Worker,
-    WorkerError,
-    write_inputs,
-)
+from kernels import disagreement, parse, too_large, write_inputs
 from peer import DEEP, Workload
+from tables import machine, markdown, publish, spread
+from workers import interpreters, Worker, WorkerError
 
 
 # Columns of the table, in `_cells`.
@@ -153,10 +144,7 @@ def main() -> int:
         for library, starts in both.items():
             failed |= any(too_large(library, start.error) for start in starts)
     if results:
-        text = report(results, args)
-        print(text, end="")
-        if args.output is not None:
-            args.output.write_text(text)
+        publish(report(results, args), args.output)
     return int(failed)
 
 

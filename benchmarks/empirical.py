@@ -23,7 +23,9 @@ import threading
 from pathlib import Path
 
 from empirical_peer import IMPLEMENTATIONS, Workload, WORKLOADS
-from kernels import disagreement, machine, markdown, parse, spread, Worker, WorkerError
+from kernels import disagreement, parse
+from tables import machine, markdown, publish, spread
+from workers import Worker, WorkerError
 
 
 # Relative to the root mean square: ReLUs of activations near zero may differ by rounding.
@@ -148,14 +150,11 @@ def main() -> int:
             ratios.append([*_ratio(workload, sides), f"{error:.1e}"])
         failed |= not error < TOLERANCE
     runs = f"{args.repeats} of each, at scale `{args.scale}`"
-    lines = [*machine(infos, runs), "", *markdown(list(map(iter, rows)), COLUMNS)]
+    lines = [*machine(infos, runs), "", *markdown(rows, COLUMNS)]
     if ratios:
         columns = ("workload", "fastest peer", "peer / infinitenet", "difference")
-        lines += ["", *markdown(list(map(iter, ratios)), columns)]
-    text = "\n".join(lines) + "\n"
-    print(text, end="")
-    if args.output is not None:
-        args.output.write_text(text)
+        lines += ["", *markdown(ratios, columns)]
+    publish("\n".join(lines) + "\n", args.output)
     return int(failed)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from networks import Stax
 from peer import peak_mib, serve
 
 
@@ -94,8 +95,8 @@ def _neural_tangents(workload: Workload, mode: str) -> Callable[[Any, Any], Any]
     np = importlib.import_module("numpy")
     nt = importlib.import_module("neural_tangents")
     if workload.name == "wrn":
-        wide_resnet = importlib.import_module("peer").wide_resnet
-        init, apply, _ = wide_resnet(nt.stax, workload.depth, workload.width, N_OUTPUTS)
+        net = Stax(nt.stax).WideResNet(workload.depth, workload.width, N_OUTPUTS)
+        init, apply, _ = net
     else:
         init, apply, _ = nt.stax.serial(*_layers(nt.stax, workload))
     _, weights = init(jax.random.PRNGKey(0), (1, *workload.shape))

@@ -26,16 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from inference_peer import Workload, WORKLOADS
-from kernels import (
-    disagreement,
-    interpreters,
-    machine,
-    markdown,
-    parse,
-    spread,
-    Worker,
-    WorkerError,
-)
+from kernels import disagreement, parse
+from tables import machine, markdown, publish, spread
+from workers import interpreters, Worker, WorkerError
 
 
 # Of means and covariances, relative to their root mean square: in single precision, of
@@ -82,7 +75,7 @@ def _table(
         mode = f", {info['mode']}" if info["mode"] else ""
         cells = [f"`{library}`{mode}", f"{firsts[i]['seconds']:.3g}"]
         cells += [f"{median('seconds'):.3g}", f"{median('again'):.3g}"]
-        rows.append(iter([*cells, f"{rounds[-1][i]['peak_mib']:.0f}"]))
+        rows.append([*cells, f"{rounds[-1][i]['peak_mib']:.0f}"])
     return markdown(rows, COLUMNS)
 
 
@@ -122,10 +115,7 @@ def main() -> int:
             continue
         parts.append("\n".join(lines))
         failed |= not good
-    text = "\n\n".join(parts) + "\n"
-    print(text, end="")
-    if args.output is not None:
-        args.output.write_text(text)
+    publish("\n\n".join(parts) + "\n", args.output)
     return int(failed)
 
 

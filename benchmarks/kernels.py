@@ -24,26 +24,19 @@ is of no use, so the exit status is 1 if they are wrong or if a workload fails.
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from peer import MODES, Workload, WORKLOADS
+from tables import machine, markdown, publish, spread
+from workers import interpreters, Worker, WorkerError
 
-
-HERE = Path(__file__).resolve().parent
 
 # The largest errors of single precision, against double precision. That of
 # `neural_tangents` only tells whether both compute the same: it sums over positions in an
@@ -63,98 +56,6 @@ COLUMNS = (
     "K(x, x) / K(x, y)",
     "error",
 )
-
-
-class WorkerError(RuntimeError):
-    """A worker failed; the message is its traceback or what it last wrote."""
-
-
-class Worker:
-    """A process that times one library, as a context manager. See `peer.py`."""
-
-    def __init__(
-        self,
-        python: str,
-        library: str,
-        mode: str,
-        folder: Path,
-        script: str = "peer.py",
-    ):
-        self.library = library
-        # A file, not a pipe: nobody reads it while the worker is busy.
-        self.log = folder / f"{library}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [python, str(HERE / script), "--library", library, "--mode", mode],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=_environment(),
-            )
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Ends the process: gently, but at once if it is not waiting for a request."""
-        del error, trace
-        if kind is not None:
-            self.process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self.process.communicate()
-
-    def ask_within(self, seconds: float, do: str, **arguments: Any) -> dict[str, Any]:
-        """Ends the process if it does not answer in time."""
-        timer = threading.Timer(seconds, self.process.kill)
-        timer.start()
-        try:
-            return self.ask(do, **arguments)
-        finally:
-            timer.cancel()
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Sends a request and waits for the answer to it."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None and stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps({"do": do, **arguments}), file=stdin, flush=True)
-        line = stdout.readline()
-        if not line:
-            status = self.process.wait()
-            tail = self.log.read_text(errors="replace")[-2000:]
-            raise WorkerError(f"{self.library} ended with status {status}:\n{tail}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise WorkerError(f"{self.library}:\n{answer['error']}")
-        return answer
-
-    def seconds(self, symmetric: bool = False) -> float:
-        """Returns the time of one evaluation of the kernel."""
-        return self.ask("run", symmetric=symmetric)["seconds"]
-
-
-def _environment() -> dict[str, str]:
-    """Returns the variables that make the two processes alike, and alike each time."""
-    paths = [os.environ.get("PYTHONPATH", ""), str(HERE.parent)]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": "0",
-        # A cache would turn the time of compilation into that of a look-up.
-        "JAX_ENABLE_COMPILATION_CACHE": "0",
-        # TensorFlow, which `neural_tangents` imports, is talkative.
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        # The `infinitenet` of this checkout is timed, unless another one is named.
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    return environment
 
 
 @dataclasses.dataclass
@@ -209,12 +110,34 @@ def disagreement(path1: Path, path2: Path) -> float:
     return float(np.max(errors))
 
 
+def _adjacency(rng: np.random.Generator, workload: Workload) -> np.ndarray:
+    """Returns weights of all edges: whole numbers, which are exact in any precision."""
+    vertices = workload.shape[:-1]
+    size = (workload.n, *vertices, *vertices)
+    return rng.binomial(1, 0.2, size).astype(np.float32)
+
+
+def _edges(rng: np.random.Generator, workload: Workload) -> np.ndarray:
+    """Returns lists of edges, two for each vertex, of graphs of one axis."""
+    (vertices,) = workload.shape[:-1]
+    return rng.integers(0, vertices, (workload.n, 2 * vertices, 2), dtype=np.int32)
+
+
+# By `Network.graph`.
+_DRAWS = {"adjacency": _adjacency, "edges": _edges}
+
+
 def write_inputs(workload: Workload, path: Path) -> None:
-    """Writes random images for both processes, whose NumPy versions may differ."""
+    """Writes random inputs for both processes, whose NumPy versions may differ."""
     rng = np.random.default_rng(0)
     size = (workload.n, *workload.shape)
-    x1, x2 = (rng.standard_normal(size, dtype=np.float32) for _ in range(2))
-    np.savez(path, x1=x1, x2=x2)
+    arrays: dict[str, Any] = {}
+    for i in (1, 2):
+        arrays[f"x{i}"] = rng.standard_normal(size, dtype=np.float32)
+    graph = workload.spec.graph
+    if graph is not None:
+        arrays |= {f"graph{i}": _DRAWS[graph](rng, workload) for i in (1, 2)}
+    np.savez(path, **arrays)
 
 
 def _time_symmetric(worker: Worker, repeats: int) -> list[float]:
@@ -226,7 +149,11 @@ def _time_symmetric(worker: Worker, repeats: int) -> list[float]:
 
 
 def _time(
-    workers: list[Worker], workload: Workload, repeats: int, folder: Path
+    workers: list[Worker],
+    workload: Workload,
+    repeats: int,
+    folder: Path,
+    symmetric: bool,
 ) -> Comparison:
     """Runs one workload in workers that were just started, ours first."""
     inputs = folder / "inputs.npz"
@@ -246,9 +173,8 @@ def _time(
     for worker, path in zip(workers, paths, strict=True):
         timings[worker.library].info |= worker.ask("save", path=str(path))
     # Last, for the peak of memory above must be that of K(x, y).
-    for worker in workers:
-        if worker.library == "infinitenet":
-            timings[worker.library].symmetric = _time_symmetric(worker, repeats)
+    if symmetric:
+        timings["infinitenet"].symmetric = _time_symmetric(workers[0], repeats)
     exact = folder / "exact.npz"
     workers[0].ask("save_exact", path=str(exact))
     errors = {
@@ -259,27 +185,39 @@ def _time(
     return Comparison(workload, timings, ratios, errors)
 
 
-def interpreters(args: argparse.Namespace) -> dict[str, str]:
-    """Returns the interpreter of each library that is to be timed, ours first."""
-    pythons = {"infinitenet": args.python, "neural_tangents": args.peer_python}
-    return {library: python for library, python in pythons.items() if python is not None}
+def compare(
+    workload: Workload, args: argparse.Namespace, *, symmetric: bool = False
+) -> Comparison:
+    """Starts the workers, has them time one workload, and ends them.
 
-
-def compare(workload: Workload, args: argparse.Namespace) -> Comparison:
-    """Starts the workers, has them time one workload, and ends them."""
+    If `symmetric`, K(x, x) is timed as well, unless it is of a single example.
+    """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = [
             stack.enter_context(Worker(python, library, args.peer_mode, folder))
             for library, python in interpreters(args).items()
         ]
-        return _time(workers, workload, args.repeats, folder)
+        both = symmetric and workload.n > 1
+        return _time(workers, workload, args.repeats, folder, both)
 
 
-def spread(values: list[float]) -> str:
-    """Returns the median and, in brackets, the range."""
-    median = statistics.median(values)
-    return f"{median:.2f} ({min(values):.2f}–{max(values):.2f})"
+def compare_all(
+    args: argparse.Namespace, *, symmetric: bool = False
+) -> tuple[list[Comparison], bool]:
+    """Compares one workload after the other. Returns also whether any of them failed."""
+    comparisons, failed = [], False
+    for workload in args.workloads:
+        print(f"{workload.name} ...", file=sys.stderr, flush=True)
+        try:
+            result = compare(workload, args, symmetric=symmetric)
+        except WorkerError as error:
+            failed = True
+            print(f"{workload.name} failed. {error}", file=sys.stderr)
+            continue
+        comparisons.append(result)
+        failed |= any(map(result.too_large, result.errors))
+    return comparisons, failed
 
 
 def _cells(comparison: Comparison, library: str) -> Iterator[str]:
@@ -305,32 +243,7 @@ def _ratio_cells(comparison: Comparison) -> Iterator[str]:
     yield spread(comparison.ratios)
 
 
-def markdown(rows: list[Iterator[str]], columns: tuple[str, ...]) -> list[str]:
-    """Returns the lines of a table."""
-    lines = ["| " + " | ".join(row) + " |" for row in ([*columns], *rows)]
-    return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]
-
-
-def machine(infos: dict[str, dict[str, Any]], runs: str) -> list[str]:
-    """Returns the lines that say what was measured, and where."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(x for x in cpuinfo if x.startswith("model name")).split(": ")[1]
-    lines = [
-        f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        f"- Processor: {model}, {os.cpu_count()} cores, {platform.system()}",
-        f"- Runs: {runs}",
-    ]
-    for library, info in infos.items():
-        lines.append(
-            f"- `{library}` {info['library']}: Python {info['python']}, "
-            f"JAX {info['jax']}, {info['device']}, {info['dtype']}"
-        )
-    return lines
-
-
-def report(comparisons: list[Comparison], args: argparse.Namespace) -> str:
+def report(comparisons: Sequence[Comparison], args: argparse.Namespace) -> str:
     """Returns all results, as Markdown."""
     rows = [_cells(x, library) for x in comparisons for library in x.timings]
     infos = {library: x.info for library, x in comparisons[0].timings.items()}
@@ -344,21 +257,27 @@ def report(comparisons: list[Comparison], args: argparse.Namespace) -> str:
 
 
 def parse(
-    doc: str | None, workloads: Mapping[str, Any], argv: list[str] | None = None
+    doc: str | None, workloads: Mapping[str, Any], *, peer: bool = True
 ) -> argparse.Namespace:
-    """Reads the command line of a script that has this docstring and these workloads."""
+    """Reads the command line of a script that has this docstring and these workloads.
+
+    Unless `peer`, it times `infinitenet` only.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--python", default=sys.executable, help="interpreter that has infinitenet")
-    add("--peer-python", help="interpreter that has neural_tangents")
-    add("--peer-mode", choices=MODES, default="jit", help="how to run neural_tangents")
+    if peer:
+        add("--peer-python", help="interpreter that has neural_tangents")
+        how = "how to run neural_tangents"
+        add("--peer-mode", choices=MODES, default="jit", help=how)
+    parser.set_defaults(peer_python=None, peer_mode="jit")
     add("--repeats", type=int, default=5, help="runs of each that count")
     add("--workloads", default=",".join(workloads), help="which ones, with commas")
     add("--scale", choices=("full", "small"), default="full")
     add("--output", type=Path, help="file to write the results to, as Markdown")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     names = args.workloads.split(",")
     if unknown := set(names) - set(workloads):
         parser.error(f"unknown workloads {sorted(unknown)}; known: {[*workloads]}")
@@ -375,22 +294,9 @@ def parse(
 def main() -> int:
     """Runs the workloads and returns the exit status."""
     args = parse(__doc__, WORKLOADS)
-    comparisons, failed = [], False
-    for workload in args.workloads:
-        print(f"{workload.name} ...", file=sys.stderr, flush=True)
-        try:
-            result = compare(workload, args)
-        except WorkerError as error:
-            failed = True
-            print(f"{workload.name} failed. {error}", file=sys.stderr)
-            continue
-        comparisons.append(result)
-        failed |= any(map(result.too_large, result.errors))
+    comparisons, failed = compare_all(args, symmetric=True)
     if comparisons:
-        text = report(comparisons, args)
-        print(text, end="")
-        if args.output is not None:
-            args.output.write_text(text)
+        publish(report(comparisons, args), args.output)
     return int(failed)
 
 

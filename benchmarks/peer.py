@@ -1,8 +1,8 @@
 """One side of the comparisons of kernels: it times one library.
 
 The two libraries need different versions of JAX, so that they cannot share a process.
-This file runs under either interpreter and needs nothing but the standard library,
-NumPy, JAX and the library that it times:
+This file and those it imports run under either interpreter, and need nothing but the
+standard library, NumPy, JAX and the library that is timed:
 
     python peer.py --library infinitenet
     python peer.py --library neural_tangents --mode jit
@@ -24,123 +24,88 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from layer_networks import LAYERS
+from networks import Network, NETWORKS, Stax
+
 
 LIBRARIES = ("infinitenet", "neural_tangents")
 MODES = ("jit", "eager", "batch")
 
-# `(x1, x2)` to `(nngp, ntk)`; `x2=None` asks for the symmetric kernel.
-KernelFn = Callable[[Any, Any], tuple[Any, Any]]
+# `(x1, x2, graphs)` to `(nngp, ntk)`; `x2=None` asks for the symmetric kernel. There is a
+# graph of positions for each example of either input, or `graphs=None`.
+KernelFn = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A network, and the inputs on which its kernel is evaluated.
+    """A network, by its name, and the inputs on which its kernel is evaluated.
 
-    The hidden layers are dense if an input of shape `shape` is a vector, 3x3
-    convolutions if it is an image. Each of the `depth` hidden layers ends in a ReLU.
-    `n` is the number of examples on either side of the kernel, and `batch` what
-    `--mode batch` divides it into. If `residual`, it is a wide residual network of
-    `depth` convolutions instead, ten times as wide as the narrowest one.
+    `n` is the number of examples of shape `shape` on either side of the kernel.
     """
 
     name: str
+    network: str
+    depth: int
     n: int
     shape: tuple[int, ...]
-    depth: int
-    head: str | None
-    out_size: int
-    batch: int
-    residual: bool = False
+
+    @property
+    def spec(self) -> Network:
+        """The network, of which there is one definition for both libraries."""
+        return (NETWORKS | LAYERS)[self.network]
 
     def small(self) -> "Workload":
         """Returns the same kind of network, of a size to be done in seconds."""
-        n = min(self.n, 4 if self.head else 50)
-        shape = tuple(min(size, 8) for size in self.shape[:-1]) + self.shape[-1:]
-        depth = min(self.depth, 10 if self.residual else 3)
-        batch = max(1, n // 2)
-        return dataclasses.replace(self, n=n, shape=shape, depth=depth, batch=batch)
+        *spatial, channels = self.shape
+        shape = (*(min(size, 8) for size in spatial), channels)
+        n = min(self.n, 4 if spatial else 50)
+        depth = min(self.depth, self.spec.least)
+        return dataclasses.replace(self, n=n, shape=shape, depth=depth)
 
 
-WORKLOADS = {
-    workload.name: workload
-    for workload in (
-        Workload("fc3-relu", 2000, (784,), 2, None, 1, 1000),
-        Workload("cnn21-flatten", 32, (32, 32, 3), 21, "Flatten", 10, 16),
-        Workload("cnn21-gap-32", 2, (32, 32, 3), 21, "GlobalAvgPool", 10, 1),
-        Workload("cnn21-gap-8", 16, (8, 8, 3), 21, "GlobalAvgPool", 10, 8),
-    )
-}
+def _named(*workloads: Workload) -> dict[str, Workload]:
+    return {workload.name: workload for workload in workloads}
 
+
+_IMAGE, _SMALL_IMAGE = (32, 32, 3), (8, 8, 3)
+
+WORKLOADS = _named(
+    Workload("fc3-relu", "dense-relu", 2, 2000, (784,)),
+    Workload("fc3-erf", "dense-erf", 2, 2000, (784,)),
+    Workload("fc20-relu", "dense-relu", 19, 1000, (784,)),
+    Workload("cnn21-flatten", "conv-flatten", 21, 32, _IMAGE),
+    Workload("cnn21-gap-32", "conv-gap", 21, 2, _IMAGE),
+    Workload("cnn21-gap-8", "conv-gap", 21, 16, _SMALL_IMAGE),
+    Workload("wrn28-gap-8", "wide-resnet", 28, 8, _SMALL_IMAGE),
+    Workload("wrn28-gap-32", "wide-resnet", 28, 1, _IMAGE),
+    Workload("myrtle5", "myrtle", 5, 1, _IMAGE),
+    Workload("myrtle10", "myrtle", 10, 1, _IMAGE),
+    Workload("attention", "attention", 3, 16, _SMALL_IMAGE),
+)
 
 # Of `compile.py`: deep networks and few examples, so that running them takes little time.
-DEEP = {
-    workload.name: workload
-    for workload in (
-        Workload("wrn28-8", 2, (8, 8, 3), 28, None, 10, 1, residual=True),
-        Workload("wrn28-32", 1, (32, 32, 3), 28, None, 10, 1, residual=True),
-        Workload("cnn100-flatten-32", 2, (32, 32, 3), 100, "Flatten", 10, 1),
-        Workload("cnn100-gap-8", 2, (8, 8, 3), 100, "GlobalAvgPool", 10, 1),
-    )
-}
-
-
-def _layers(library: Any, workload: Workload) -> list[Any]:
-    """Returns the layers of the network, from either library.
-
-    Their constructors are called alike, so that one definition serves both: the two
-    networks cannot drift apart. Standard deviations are always passed, for the
-    libraries need not have the same defaults.
-    """
-    stds = {"W_std": 2**0.5, "b_std": 0.1}
-    layers = []
-    for _ in range(workload.depth):
-        if len(workload.shape) == 1:
-            layers.append(library.Dense(1024, **stds))
-        else:
-            layers.append(library.Conv(64, (3, 3), padding="SAME", **stds))
-        layers.append(library.Relu())
-    if workload.head is not None:
-        layers.append(getattr(library, workload.head)())
-    return [*layers, library.Dense(workload.out_size, **stds)]
+DEEP = _named(
+    Workload("wrn28-8", "wide-resnet", 28, 2, _SMALL_IMAGE),
+    Workload("wrn28-32", "wide-resnet", 28, 1, _IMAGE),
+    Workload("cnn100-flatten-32", "conv-flatten", 100, 2, _IMAGE),
+    Workload("cnn100-gap-8", "conv-gap", 100, 2, _SMALL_IMAGE),
+)
 
 
 def _infinitenet(workload: Workload) -> KernelFn:
     """Returns the kernel as `infinitenet` computes it. It compiles by itself."""
     inn = importlib.import_module("infinitenet")
-    if workload.residual:
-        net = inn.WideResNet(workload.depth, 10, workload.out_size)
-    else:
-        net = inn.Sequential(_layers(inn, workload))
+    net = workload.spec.build(inn, workload.depth)
 
-    def run(x1: Any, x2: Any) -> tuple[Any, Any]:
+    def run(x1: Any, x2: Any, graphs: Any) -> tuple[Any, Any]:
         inputs = (x1,) if x2 is None else (x1, x2)
+        if graphs is not None:
+            on = zip(inputs, graphs, strict=False)
+            inputs = tuple(inn.Inputs(x, pattern=graph) for x, graph in on)
         kernel = inn.gram(net, *inputs, progress=False)
         return kernel.nngp, kernel.ntk
 
     return run
-
-
-def wide_resnet(stax: Any, depth: int, widening: int, out_size: int) -> Any:
-    """Returns `infinitenet.WideResNet` in terms of the other library."""
-
-    def conv(width: int, strides: tuple[int, int] = (1, 1)) -> Any:
-        return stax.Conv(width, (3, 3), strides, padding="SAME")
-
-    def block(first: Any, shortcut: Any, width: int) -> Any:
-        branch = stax.serial(stax.Relu(), first, stax.Relu(), conv(width))
-        branches = stax.parallel(branch, shortcut)
-        return stax.serial(stax.FanOut(2), branches, stax.FanInSum())
-
-    layers = [conv(16)]
-    for factor, strides in ((16, (1, 1)), (32, (2, 2)), (64, (2, 2))):
-        width = factor * widening
-        first = conv(width, strides)
-        others = (depth - 4) // 6 - 1
-        layers += [
-            block(first, first, width),
-            *[block(conv(width), stax.Identity(), width)] * others,
-        ]
-    return stax.serial(*layers, stax.GlobalAvgPool(), stax.Dense(out_size))
 
 
 def _neural_tangents(workload: Workload, mode: str) -> KernelFn:
@@ -150,17 +115,16 @@ def _neural_tangents(workload: Workload, mode: str) -> KernelFn:
     """
     jax = importlib.import_module("jax")
     nt = importlib.import_module("neural_tangents")
-    if workload.residual:
-        _, _, kernel_fn = wide_resnet(nt.stax, workload.depth, 10, workload.out_size)
-    else:
-        _, _, kernel_fn = nt.stax.serial(*_layers(nt.stax, workload))
+    _, _, kernel_fn = workload.spec.build(Stax(nt.stax), workload.depth)
     if mode != "eager":
         kernel_fn = jax.jit(kernel_fn, static_argnames="get")
     if mode == "batch":
-        kernel_fn = nt.batch(kernel_fn, workload.batch, store_on_device=True)
+        half = max(1, workload.n // 2)
+        kernel_fn = nt.batch(kernel_fn, half, store_on_device=True)
 
-    def run(x1: Any, x2: Any) -> tuple[Any, Any]:
-        kernel = kernel_fn(x1, x2, get=("nngp", "ntk"))
+    def run(x1: Any, x2: Any, graphs: Any) -> tuple[Any, Any]:
+        options = {} if graphs is None else {"pattern": graphs}
+        kernel = kernel_fn(x1, x2, get=("nngp", "ntk"), **options)
         return kernel.nngp, kernel.ntk
 
     return run
@@ -200,7 +164,10 @@ class _Session:
             self.kernel_fn = _neural_tangents(spec, self.mode)
         with np.load(inputs) as arrays:
             self.x1, self.x2 = (jax.device_put(arrays[key]) for key in ("x1", "x2"))
-        jax.block_until_ready((self.x1, self.x2))
+            keys = [key for key in ("graph1", "graph2") if key in arrays]
+            graphs = tuple(jax.device_put(arrays[key]) for key in keys)
+        self.graphs = graphs or None
+        jax.block_until_ready((self.x1, self.x2, graphs))
         return {
             "python": sys.version.split()[0],
             "jax": jax.__version__,
@@ -216,7 +183,8 @@ class _Session:
         # Let go of the last result: the memory of two is not what is measured.
         self.result = None
         start = time.perf_counter()
-        result = self.kernel_fn(self.x1, None if symmetric else self.x2)
+        x2 = None if symmetric else self.x2
+        result = self.kernel_fn(self.x1, x2, self.graphs)
         self.result = jax.block_until_ready(result)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "peak_mib": peak_mib()}
@@ -235,7 +203,7 @@ class _Session:
         np = importlib.import_module("numpy")
         jax.config.update("jax_enable_x64", True)
         x1, x2 = (np.asarray(x, np.float64) for x in (self.x1, self.x2))
-        self.result = self.kernel_fn(x1, x2)
+        self.result = self.kernel_fn(x1, x2, self.graphs)
         return self.save(path)
 
 
