@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from ._batch import to_batch
-from ._checks import check_finite
+from ._checks import are_finite, check_finite
 from ._covariance import Pairs
 from ._custom_types import Arrays
 from ._entries import Pair
@@ -123,8 +123,12 @@ def _check_layer(net: object) -> None:
 
 def _finite(pair: Pair) -> tuple[Array, Array | None]:
     nngp, tangent = pair
-    out = check_finite("nngp", nngp.array, _OVERFLOW)
-    return out, None if tangent is None else check_finite("ntk", tangent.array, _OVERFLOW)
+    arrays = nngp.array, None if tangent is None else tangent.array
+    if not is_traced(arrays) and are_finite(arrays):
+        return arrays
+    each = zip(("nngp", "ntk"), arrays, strict=True)
+    out = [None if k is None else check_finite(name, k, _OVERFLOW) for name, k in each]
+    return out[0], out[1]
 
 
 _OVERFLOW = (
