@@ -1,5 +1,8 @@
 """Kernel matrices of networks."""
 
+from typing import Any
+
+import jax
 from jaxtyping import Array
 
 from ._batch import to_batch
@@ -10,7 +13,9 @@ from ._entries import Pair
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
+from ._mesh import on_devices
 from ._progress import Progress, reporting
+from ._sharded import ShardedGram, to_grid
 from ._tiled import tiled_diagonal, TiledGram
 from ._traced_gram import traced_diagonal, traced_gram
 from ._tracing import is_traced
@@ -25,6 +30,7 @@ def gram(
     memory: int | None = None,
     progress: Progress | bool = True,
     demand: Demand = Demand(),
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Gram:
     r"""Kernel matrices of an infinitely wide network.
 
@@ -55,6 +61,11 @@ def gram(
         or a function that is called with the number of entries done and of all entries.
     - `demand`: for networks that keep positions to their end, the pairs of positions
         that are wanted: equal ones by default.
+    - `mesh`: devices to spread the work over, and the result: rows over its first axis,
+        and columns over the second one if there is any. `memory` is that of each device
+        then. It may be a mesh of several processes, all of which call this likewise.
+        An axis of the result is only spread if devices divide it evenly: otherwise each
+        device holds all of it.
 
     **Returns:**
 
@@ -81,10 +92,28 @@ def gram(
     x2 = None if x2 is None else to_batch("x2", x2)
     if is_traced((net, x1, x2)):
         return Gram(*_finite(traced_gram(net, x1, x2, ntk, demand, memory)))
-    tiles = TiledGram(net, x1, x2, ntk=ntk, demand=demand, memory=memory)
+    options: dict[str, Any] = {"ntk": ntk, "demand": demand, "memory": memory}
     with reporting(progress, "kernel", "entries") as report:
-        out = tiles.whole(report)
-    return Gram(*_finite(out))
+        if mesh is not None:
+            return _sharded(net, x1, x2, mesh, report, **options)
+        return Gram(*_finite(TiledGram(net, x1, x2, **options).whole(report)))
+
+
+def _sharded(
+    net: AbstractLayer,
+    x1: Arrays,
+    x2: Arrays | None,
+    mesh: jax.sharding.Mesh,
+    report: Progress,
+    **options: Any,
+) -> Gram:
+    # Explicit axes would have to be told where each array of a computation is.
+    auto = to_grid(mesh)
+    with on_devices(auto):
+        tiles = ShardedGram(net, x1, x2, mesh=auto, **options)
+        out = Gram(*_finite(tiles.whole(report)))
+    spec = tiles.spec
+    return jax.device_put(out, jax.sharding.NamedSharding(mesh, spec))
 
 
 def gram_diagonal(

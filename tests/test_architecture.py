@@ -74,6 +74,8 @@ _order = [
     "_parts",
     "_assembly",
     "_tiled",
+    "_schedule",
+    "_sharded",
     "_traced_gram",
     "_gram",
     "_store",
