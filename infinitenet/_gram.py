@@ -153,7 +153,8 @@ def _check_layer(net: object) -> None:
 def _finite(pair: Pair) -> tuple[Array, Array | None]:
     nngp, tangent = pair
     arrays = nngp.array, None if tangent is None else tangent.array
-    if not is_traced(arrays) and are_finite(arrays):
+    known = [k for k in arrays if k is not None]
+    if not is_traced(known) and are_finite(known):
         return arrays
     each = zip(("nngp", "ntk"), arrays, strict=True)
     out = [None if k is None else check_finite(name, k, _OVERFLOW) for name, k in each]
