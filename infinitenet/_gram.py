@@ -1,16 +1,18 @@
 """Kernel matrices of networks."""
 
+import os
+
 from jaxtyping import Array
 
 from ._batch import to_batch
 from ._checks import check_finite
-from ._covariance import Pairs
 from ._custom_types import Arrays
 from ._entries import Pair
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
 from ._progress import Progress, reporting
+from ._storing import check_arguments, store_gram
 from ._tiled import tiled_diagonal, TiledGram
 from ._traced_gram import traced_diagonal, traced_gram
 from ._tracing import is_traced
@@ -25,6 +27,7 @@ def gram(
     memory: int | None = None,
     progress: Progress | bool = True,
     demand: Demand = Demand(),
+    store: str | os.PathLike | None = None,
 ) -> Gram:
     r"""Kernel matrices of an infinitely wide network.
 
@@ -55,6 +58,9 @@ def gram(
         or a function that is called with the number of entries done and of all entries.
     - `demand`: for networks that keep positions to their end, the pairs of positions
         that are wanted: equal ones by default.
+    - `store`: a folder to keep the matrices in, so that a second call goes on where the
+        first one ended: see [`infinitenet.store_gram`][], for matrices larger than memory
+        too. By default there is none.
 
     **Returns:**
 
@@ -74,9 +80,10 @@ def gram(
     It can be differentiated, compiled and vectorised. Under these transformations it is one
     computation without progress, and what is not finite is a `RuntimeError` at run time.
     """
-    _check_layer(net)
-    if demand.cross == Pairs.NONE:
-        raise ValueError("`demand.cross` must not be `Pairs.NONE`: nothing would be left.")
+    check_arguments(net, demand)
+    if store is not None:
+        options = {"ntk": ntk, "memory": memory, "progress": progress, "demand": demand}
+        return _checked(store_gram(net, x1, x2, store=store, **options).load())
     x1 = to_batch("x1", x1)
     x2 = None if x2 is None else to_batch("x2", x2)
     if is_traced((net, x1, x2)):
@@ -107,7 +114,7 @@ def gram_diagonal(
 
     **Raises:** as `gram`.
     """
-    _check_layer(net)
+    check_arguments(net, Demand())
     x = to_batch("x", x)
     if is_traced((net, x)):
         out = traced_diagonal(net, x, ntk, demand, memory)
@@ -116,9 +123,9 @@ def gram_diagonal(
     return GramDiagonal(*_finite(out))
 
 
-def _check_layer(net: object) -> None:
-    if not isinstance(net, AbstractLayer):
-        raise ValueError(f"`net` must be a layer, but it is {net!r}.")
+def _checked(gram: Gram) -> Gram:
+    check = lambda name, k: None if k is None else check_finite(name, k, _OVERFLOW)
+    return Gram(check("nngp", gram.nngp), check("ntk", gram.ntk))
 
 
 def _finite(pair: Pair) -> tuple[Array, Array | None]:

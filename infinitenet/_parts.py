@@ -25,7 +25,7 @@ from ._entries import (
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._pooled import to_pooled
-from ._tiles import choose_area, cut, most_of, Tile, to_memory
+from ._tiles import choose_area, cut, most_entries, most_of, Tile, to_memory
 from ._uniform import common_variance
 from ._weights import without_weights
 from ._workers import keep_memory, n_workers, run_all
@@ -53,6 +53,7 @@ class Parts:
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, first_of(x1), first_of(x2), part)
         self.area = choose_area(program.largest_array, memory)
+        self.most = most_entries(program.largest_array, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:
         """The entries of tiles of some shape, in order."""

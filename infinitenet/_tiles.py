@@ -67,7 +67,7 @@ def choose_area(entry: int, memory: int) -> int:
 
     **Raises:** `ValueError` if the memory does not suffice for a single one.
     """
-    area = memory // (_ALIVE * entry)
+    area = most_entries(entry, memory)
     if area < 1:
         raise ValueError(
             f"`memory` must be at least {_ALIVE * entry} bytes for this network and these "
@@ -77,6 +77,11 @@ def choose_area(entry: int, memory: int) -> int:
     if jax.default_backend() == "cpu":
         area = min(area, max(_CACHE // entry, 1))
     return area
+
+
+def most_entries(entry: int, memory: int) -> int:
+    """As `choose_area`, whether they fit into the cache or not."""
+    return memory // (_ALIVE * entry)
 
 
 def most_of(memory: int) -> int:
@@ -101,6 +106,11 @@ def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool) -> Tiling:
     else:
         rows = _even(n1, max(side, area // n2))
         columns = _even(n2, area // rows)
+    return cover(n1, n2, rows, columns, symmetric=symmetric)
+
+
+def cover(n1: int, n2: int, rows: int, columns: int, *, symmetric: bool) -> Tiling:
+    """As `choose_tiles`, by tiles of a given shape."""
     tiles = [Tile(i, j) for i in starts(n1, rows) for j in starts(n2, columns)]
     if symmetric:
         tiles = [tile for tile in tiles if tile.row <= tile.column]
