@@ -34,6 +34,10 @@ _y = np.asarray(jr.normal(jr.key(1), (7, 5, 2)))
 _memory: dict[str, Any] = {"memory": 40_000, "progress": False}
 
 
+def _with(**options: Any) -> dict[str, Any]:
+    return _memory | options
+
+
 def _same(got, want):
     for a, b in ((got.nngp, want.nngp), (got.ntk, want.ntk)):
         assert (a is None) == (b is None)
@@ -83,7 +87,7 @@ _cases: dict[str, Any] = {
 @pytest.mark.parametrize("name", list(_cases))
 def test_as_in_memory(name, tmp_path):
     net, args, options = _cases[name]
-    options = _memory | options
+    options = _with(**options)
     want = inn.gram(net, *args, **options)
     _same(inn.gram(net, *args, **options, store=tmp_path / "new" / "a.zarr"), want)
     assert os.listdir(tmp_path / "new") == ["a.zarr"]
@@ -106,7 +110,7 @@ def test_only_what_is_missing(computed, tmp_path):
     n = len(computed)
     assert n == len(set(computed)) > 5
     calls = []
-    options = _memory | {"progress": lambda *call: calls.append(call)}
+    options = _with(progress=lambda *call: calls.append(call))
     _same(inn.gram(_pool, _x, **options, store=tmp_path), want)
     assert len(computed) == n and calls == [(121, 121)]
     # One of the NNGP and one below the diagonal, of the NTK.
@@ -237,7 +241,7 @@ def test_memory_may_change(computed, tmp_path):
     want = inn.gram(_pool, _x, **_memory, store=tmp_path)
     (tmp_path / "ntk" / "c" / "0" / "0").unlink()
     n = len(computed)
-    more = _memory | {"memory": 10**8}
+    more = _with(memory=10**8)
     got = inn.gram(_pool, _x, **more, store=tmp_path)
     np.testing.assert_allclose(got.ntk, want.ntk, rtol=1e-12)
     assert len(computed) == n + 1
@@ -268,7 +272,7 @@ def test_interrupted(computed, tmp_path):
         if done > 50:
             raise KeyboardInterrupt
 
-    options = _memory | {"progress": interrupt}
+    options = _with(progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
         inn.gram(_pool, _x, **options, store=tmp_path)
     n = len(computed)
