@@ -2,15 +2,17 @@
 
 import functools as ft
 import os
-from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
 
 from ._custom_types import Arrays
 from ._kernel import Demand
 from ._layer import AbstractLayer
-from ._store import StoredGram
 from ._storing import store_gram
 
 
@@ -58,9 +60,12 @@ def beam_gram(
         raise ImportError(
             'Pipelines need Apache Beam: pip install "infinitenet[beam]".'
         ) from error
-    options = {"ntk": ntk, "memory": memory, "demand": demand, "progress": False}
-    run = ft.partial(store_gram, net, x1, x2, store=os.fspath(store), **options)
-    work = ft.partial(_work, run, bool(jax.config.jax_enable_x64))
+    # NumPy's, as workers would read arrays of JAX in float32.
+    arrays, static = eqx.partition((net, x1, x2), eqx.is_array)
+    arrays = jax.tree.map(np.asarray, arrays)
+    options = {"store": os.fspath(store), "ntk": ntk, "memory": memory, "demand": demand}
+    x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
+    work = ft.partial(_work, arrays, static, options, x64)
     return (
         "Shares" >> beam.Create([(i, shares) for i in range(shares)])
         # Otherwise Beam would do them one after the other, where they are made.
@@ -70,9 +75,14 @@ def beam_gram(
 
 
 def _work(
-    run: Callable[..., StoredGram], x64: bool, share: tuple[int, int]
+    arrays: PyTree,
+    static: PyTree,
+    options: dict[str, Any],
+    x64: bool,
+    share: tuple[int, int],
 ) -> tuple[int, int]:
     # Workers are processes of their own, in which options of JAX are as by default.
     with jax.enable_x64(x64):
-        run(share=share)
+        args = eqx.combine(jax.tree.map(jnp.asarray, arrays), static)
+        store_gram(*args, **options, share=share, progress=False)
     return share

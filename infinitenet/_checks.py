@@ -24,11 +24,20 @@ from ._tracing import is_traced
 
 # Compiled as one, for speed: outside of `jax.jit` each operation would be by itself.
 _not_all_finite = jax.jit(lambda x: ~jnp.all(jnp.isfinite(x)))
-_all_finite = jax.jit(lambda xs: jnp.stack([jnp.isfinite(x).all() for x in xs]).all())
+_all_finite = jax.jit(lambda xs: jnp.stack([_is_finite(x) for x in xs]).all())
 _not_all_positive = jax.jit(lambda x: ~jnp.all(x >= 0))
 _asymmetry = jax.jit(lambda k: jnp.max(jnp.abs(k - k.T), initial=0))
 _size = jax.jit(lambda k: jnp.max(jnp.abs(k), initial=0))
 _symmetric_part = jax.jit(lambda k: (k + k.T) / 2)
+
+
+def _is_finite(x: Array) -> Bool[Array, ""]:
+    """By a product with zeros, which is NaN if not: several times faster than a look at
+    each number."""
+    if x.ndim == 0 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.isfinite(x).all()
+    rows = x.reshape(x.shape[0], -1)
+    return jnp.isfinite(rows @ jnp.zeros(rows.shape[1], x.dtype)).all()
 
 
 def guard(

@@ -12,10 +12,6 @@ from jax.experimental.xla_metadata import set_xla_metadata
 _T = TypeVar("_T")
 
 
-# Name of functions that are not to be fused with others.
-APART = "apart"
-
-
 def apart(fn: Callable[..., _T]) -> Callable[..., _T]:
     """A function under `jit` that XLA on CPU does not fuse with what is around it.
 
@@ -24,13 +20,11 @@ def apart(fn: Callable[..., _T]) -> Callable[..., _T]:
     program of its own within another one, whether in a loop or not.
     """
 
+    @eqx.filter_jit
     def inlining(*args):
         # The attribute is that of this call. Those within are inlined, as ever.
         with set_xla_metadata(inlineable="true"):
             return fn(*args)
-
-    inlining.__name__ = inlining.__qualname__ = APART
-    inlining = eqx.filter_jit(inlining)
 
     @ft.wraps(fn)
     def call(*args):

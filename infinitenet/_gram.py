@@ -5,7 +5,7 @@ import os
 from jaxtyping import Array
 
 from ._batch import to_batch
-from ._checks import check_finite
+from ._checks import are_finite, check_finite
 from ._custom_types import Arrays
 from ._entries import Pair
 from ._kernel import Demand
@@ -83,7 +83,8 @@ def gram(
     check_arguments(net, demand)
     if store is not None:
         options = {"ntk": ntk, "memory": memory, "progress": progress, "demand": demand}
-        return _checked(store_gram(net, x1, x2, store=store, **options).load())
+        stored = store_gram(net, x1, x2, store=store, **options).load()
+        return Gram(*_finite_arrays(stored.nngp, stored.ntk))
     x1 = to_batch("x1", x1)
     x2 = None if x2 is None else to_batch("x2", x2)
     if is_traced((net, x1, x2)):
@@ -123,15 +124,18 @@ def gram_diagonal(
     return GramDiagonal(*_finite(out))
 
 
-def _checked(gram: Gram) -> Gram:
-    check = lambda name, k: None if k is None else check_finite(name, k, _OVERFLOW)
-    return Gram(check("nngp", gram.nngp), check("ntk", gram.ntk))
-
-
 def _finite(pair: Pair) -> tuple[Array, Array | None]:
     nngp, tangent = pair
-    out = check_finite("nngp", nngp.array, _OVERFLOW)
-    return out, None if tangent is None else check_finite("ntk", tangent.array, _OVERFLOW)
+    return _finite_arrays(nngp.array, None if tangent is None else tangent.array)
+
+
+def _finite_arrays(nngp: Array, ntk: Array | None) -> tuple[Array, Array | None]:
+    arrays = nngp, ntk
+    if not is_traced(arrays) and are_finite(arrays):
+        return arrays
+    each = zip(("nngp", "ntk"), arrays, strict=True)
+    out = [None if k is None else check_finite(name, k, _OVERFLOW) for name, k in each]
+    return out[0], out[1]
 
 
 _OVERFLOW = (

@@ -57,15 +57,22 @@ def _keeps(block: AbstractLayer, kernel: Kernels) -> bool:
 def repeats(layers: Sequence[AbstractLayer]) -> Iterator[tuple[int, int, int]]:
     """Groups of layers: where each starts, its period, and how often it is repeated."""
     kinds = [_kind(layer) for layer in layers]
-    start = 0
+    start = single = 0
     while start < len(layers):
         best = (1, 1)
         for period in range(1, min(_MAX_PERIOD, (len(layers) - start) // 2) + 1):
             times = _times(kinds[start:], period)
             if times > 1 and period * times > best[0] * best[1]:
                 best = (period, times)
-        yield start, *best
-        start += best[0] * best[1]
+        end = start + best[0] * best[1]
+        if best[1] > 1:
+            if single < start:
+                yield single, start - single, 1
+            yield start, *best
+            single = end
+        start = end
+    if single < start:
+        yield single, start - single, 1
 
 
 def _kind(layer: AbstractLayer) -> object:

@@ -42,7 +42,7 @@ def manifest_of(
         "format": FORMAT,
         "infinitenet version": _version(),
         "JAX version": jax.__version__,
-        "jax_enable_x64": bool(jax.config.jax_enable_x64),
+        "jax_enable_x64": jax.dtypes.canonicalize_dtype("float64") == "float64",
         "network": " ".join(_ADDRESS.sub("", repr(net)).split()),
         "hyperparameters": fingerprint_of(net),
         "dtype": str(nngp.array.dtype),

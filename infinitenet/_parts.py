@@ -79,11 +79,13 @@ class Parts:
         parts = self.entry.parts
         each = it.product(items, parts)
         results = run_all((ft.partial(run, *pair) for pair in each), self.workers)
+        program = None
         for _ in items:
             total = next(results)
             for _ in parts[1:]:
                 total = _add(total, next(results))
-            program = program_of(self.entry, finish, self.arrays, total)
+            if program is None:
+                program = program_of(self.entry, finish, self.arrays, total)
             yield program(self.arrays, total)
 
 

@@ -1,20 +1,19 @@
 """Kernel matrices as tiles, each of which can be computed by itself."""
 
-import functools as ft
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
+from ._assembly import Assembly, symmetrised
 from ._batch import batch_size
-from ._covariance import Covariance, Pairs
 from ._entries import Pair
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._parts import Parts
 from ._progress import Progress
-from ._tiles import choose_tiles, empty, starts, Tile, write_tile
+from ._tiles import choose_tiles, starts, Tile
 
 
 class TiledGram:
@@ -47,22 +46,19 @@ class TiledGram:
             if self.symmetric and tile.row == tile.column:
                 # From inputs alone, which is exact: see `Kernel.alone`.
                 (diagonal,) = self.parts.diagonals([tile.row], self.tiling.rows)
-                out = _symmetrised(out, diagonal)
+                out = symmetrised(out, diagonal)
             yield out
 
     def whole(self, report: Progress) -> Pair:
         """The matrix in memory."""
         # Backwards: so where tiles overlap the first one counts, as it does in a store.
         tiles = self.tiling.tiles[::-1]
-        total, out = self.n1 * self.n2, None
-        write = _write_both if self.symmetric else write_tile
+        total, out = self.n1 * self.n2, Assembly(self.n1, self.n2, symmetric=self.symmetric)
         report(0, total)
-        for done, (tile, new) in enumerate(zip(tiles, self.compute(tiles), strict=True)):
-            out = empty(new, self.n1, self.n2) if out is None else out
-            out = write(out, new, tile.row, tile.column)
-            report((done + 1) * total // len(tiles), total)
-        assert out is not None
-        return jax.block_until_ready(out)
+        for done, (tile, new) in enumerate(zip(tiles, self.compute(tiles), strict=True), 1):
+            out.write(new, tile)
+            report(done * total // len(tiles), total)
+        return out.finish()
 
 
 def tiled_diagonal(
@@ -79,31 +75,3 @@ def tiled_diagonal(
         out = jax.tree.map(lambda out, k, i=start: out.at[i : i + size].set(k), out, part)
     assert out is not None
     return out
-
-
-@jax.jit
-def _symmetrised(tile: Pair, diagonal: Pair) -> Pair:
-    """Tiles on the diagonal hold each entry twice, perhaps with other rounding."""
-    index = jnp.arange(batch_size(tile))
-    tile = jax.tree.map(lambda a, b: (a + b) / 2, tile, mirrored(tile))
-    return jax.tree.map(lambda k, k0: k.at[index, index].set(k0), tile, diagonal)
-
-
-def mirrored(tile: Pair) -> Pair:
-    """Swaps both inputs."""
-    return jax.tree.map(_mirrored, tile, is_leaf=lambda k: isinstance(k, Covariance))
-
-
-def _mirrored(cov: Covariance) -> Covariance:
-    k = jnp.swapaxes(cov.array, 0, 1)
-    if cov.pairs == Pairs.ALL:
-        ndim = (k.ndim - 2) // 2
-        first, second = range(2, 2 + ndim), range(2 + ndim, k.ndim)
-        k = jnp.transpose(k, (0, 1, *second, *first))
-    return Covariance(k, cov.pairs)
-
-
-@ft.partial(jax.jit, donate_argnums=0)
-def _write_both(out: Pair, tile: Pair, row: Array, column: Array) -> Pair:
-    out = write_tile(out, mirrored(tile), column, row)
-    return write_tile(out, tile, row, column)

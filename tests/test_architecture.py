@@ -73,6 +73,7 @@ _order = [
     "_entries",
     "_pooled",
     "_parts",
+    "_assembly",
     "_tiled",
     "_traced_gram",
     "_manifest",
