@@ -26,7 +26,7 @@ from ._signal import Examples
 from ._trained import TrainedEnsemble
 from ._training import Problem
 from ._training_data import check_batches, check_data, to_steps
-from ._training_parts import on_devices, put, to_plan
+from ._training_parts import put, to_plan
 from ._training_run import train
 from ._training_store import open_store
 from ._weights import trainable

@@ -1,7 +1,9 @@
 """Kernel matrices of networks."""
 
 import os
+from typing import Any
 
+import jax
 from jaxtyping import Array
 
 from ._batch import to_batch
@@ -11,7 +13,9 @@ from ._entries import Pair
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
+from ._mesh import on_devices
 from ._progress import Progress, reporting
+from ._sharded import ShardedGram, to_grid
 from ._storing import check_arguments, store_gram
 from ._tiled import tiled_diagonal, TiledGram
 from ._traced_gram import traced_diagonal, traced_gram
@@ -28,6 +32,7 @@ def gram(
     progress: Progress | bool = True,
     demand: Demand = Demand(),
     store: str | os.PathLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Gram:
     r"""Kernel matrices of an infinitely wide network.
 
@@ -61,6 +66,11 @@ def gram(
     - `store`: a folder to keep the matrices in, so that a second call goes on where the
         first one ended: see [`infinitenet.store_gram`][], for matrices larger than memory
         too. By default there is none.
+    - `mesh`: devices to spread the work over, and the result: rows over its first axis,
+        and columns over the second one if there is any. `memory` is that of each device
+        then. It may be a mesh of several processes, all of which call this likewise.
+        An axis of the result is only spread if devices divide it evenly: otherwise each
+        device holds all of it.
 
     **Returns:**
 
@@ -81,18 +91,37 @@ def gram(
     computation without progress, and what is not finite is a `RuntimeError` at run time.
     """
     check_arguments(net, demand)
+    options: dict[str, Any] = {"ntk": ntk, "demand": demand, "memory": memory}
     if store is not None:
-        options = {"ntk": ntk, "memory": memory, "progress": progress, "demand": demand}
-        stored = store_gram(net, x1, x2, store=store, **options).load()
+        if mesh is not None:
+            raise ValueError("Give either `store` or `mesh`: stores do not use meshes.")
+        stored = store_gram(net, x1, x2, store=store, progress=progress, **options).load()
         return Gram(*_finite_arrays(stored.nngp, stored.ntk))
     x1 = to_batch("x1", x1)
     x2 = None if x2 is None else to_batch("x2", x2)
     if is_traced((net, x1, x2)):
         return Gram(*_finite(traced_gram(net, x1, x2, ntk, demand, memory)))
-    tiles = TiledGram(net, x1, x2, ntk=ntk, demand=demand, memory=memory)
     with reporting(progress, "kernel", "entries") as report:
-        out = tiles.whole(report)
-    return Gram(*_finite(out))
+        if mesh is not None:
+            return _sharded(net, x1, x2, mesh, report, **options)
+        return Gram(*_finite(TiledGram(net, x1, x2, **options).whole(report)))
+
+
+def _sharded(
+    net: AbstractLayer,
+    x1: Arrays,
+    x2: Arrays | None,
+    mesh: jax.sharding.Mesh,
+    report: Progress,
+    **options: Any,
+) -> Gram:
+    # Explicit axes would have to be told where each array of a computation is.
+    auto = to_grid(mesh)
+    with on_devices(auto):
+        tiles = ShardedGram(net, x1, x2, mesh=auto, **options)
+        out = Gram(*_finite(tiles.whole(report)))
+    spec = tiles.spec
+    return jax.device_put(out, jax.sharding.NamedSharding(mesh, spec))
 
 
 def gram_diagonal(
@@ -131,7 +160,8 @@ def _finite(pair: Pair) -> tuple[Array, Array | None]:
 
 def _finite_arrays(nngp: Array, ntk: Array | None) -> tuple[Array, Array | None]:
     arrays = nngp, ntk
-    if not is_traced(arrays) and are_finite(arrays):
+    given = [k for k in arrays if k is not None]
+    if not is_traced(arrays) and are_finite(given):
         return arrays
     each = zip(("nngp", "ntk"), arrays, strict=True)
     out = [None if k is None else check_finite(name, k, _OVERFLOW) for name, k in each]

@@ -1,5 +1,7 @@
 """Meshes of devices."""
 
+import contextlib
+
 import jax
 from jax.sharding import AxisType
 
@@ -12,3 +14,10 @@ def auto_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     names = mesh.axis_names
     axis_types = (AxisType.Auto,) * len(names)
     return jax.sharding.Mesh(mesh.devices, names, axis_types=axis_types)
+
+
+def on_devices(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+    """Where new arrays are made: not on a mesh that the user may have set."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

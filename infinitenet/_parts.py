@@ -42,9 +42,11 @@ class Parts:
         ntk: bool,
         demand: Demand,
         memory: int | None,
+        workers: int | None = None,
     ):
         keep_memory()
-        self.x1, self.x2, self.workers = x1, x2, n_workers()
+        self.x1, self.x2 = x1, x2
+        self.workers = n_workers() if workers is None else workers
         variance = common_variance(net, x1, x2)
         self.arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
         memory = to_memory(memory) // self.workers

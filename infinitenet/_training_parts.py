@@ -1,6 +1,5 @@
 """Ensembles that are trained in parts, and spread over devices."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,13 +72,6 @@ def put(tree: PyTree, mesh: jax.sharding.Mesh | None, *, split: bool) -> PyTree:
     spec = jax.P(mesh.axis_names[0]) if split else jax.P()
     sharding = jax.sharding.NamedSharding(mesh, spec)
     return map_arrays(lambda x: jax.device_put(x, sharding), tree)
-
-
-def on_devices(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
-    """Where new arrays are made: not on a mesh that the user may have set."""
-    if mesh is None:
-        return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def map_arrays(fn: Callable, *trees: PyTree) -> PyTree:

@@ -75,6 +75,8 @@ _order = [
     "_parts",
     "_assembly",
     "_tiled",
+    "_schedule",
+    "_sharded",
     "_traced_gram",
     "_manifest",
     "_store",
