@@ -19,6 +19,7 @@ import pytest
 
 import infinitenet as inn
 from infinitenet import _storing as storing
+from infinitenet._progress import reporting
 from infinitenet._store import StoredGram
 from infinitenet._tiled import TiledGram
 
@@ -356,6 +357,37 @@ def test_float64_where_jax_has_none(tmp_path):
         pytest.raises(ValueError, match="is of float64, which JAX has not"),
     ):
         inn.open_gram(tmp_path).load()
+
+
+def test_without_extras(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ImportError, match=r'pip install "infinitenet\[store\]"'):
+        inn.gram(_dense, _z, store=tmp_path)
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(ImportError, match=r'pip install "infinitenet\[beam\]"'):
+        inn.beam_gram(_dense, _z, store=tmp_path)
+    with pytest.raises(ValueError, match="`shares` must be at least 1"):
+        inn.beam_gram(_dense, _z, store=tmp_path, shares=0)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    with pytest.raises(ValueError, match="either `store` or `mesh`"):
+        inn.gram(_dense, _z, store=tmp_path, mesh=mesh)
+
+
+def test_time_left_is_of_what_was_missing():
+    """A bar does not take what was in the store for fast work."""
+    tqdm = pytest.importorskip("tqdm.auto")
+    bars, init = [], tqdm.tqdm.__init__
+
+    def noting(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        bars.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tqdm.tqdm, "__init__", noting)
+        with reporting(True, "kernel", "entries") as report:
+            report(90, 100)
+            report(92, 100)
+    assert (bars[0].initial, bars[0].n, bars[0].total) == (90, 92, 100)
 
 
 def test_under_jit(tmp_path):
