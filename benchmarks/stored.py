@@ -5,9 +5,9 @@
 
 Each row is a process of its own, which may not address more than 2 GiB. The first one is
 not interrupted. The second one is killed when half of the chunks are there, and the third
-one goes on from there. Seconds of a killed process include imports. *Tiles* are those computed by the process: all that were stored
-before a kill must not be computed again. The exit status is 1 if they are, or if the
-resumed matrix differs from the other one.
+one goes on from there. Seconds of a killed process include imports. *Tiles* are those
+computed by the process: all that were stored before a kill must not be computed again. The
+exit status is 1 if they are, or if the resumed matrix differs from the other one.
 """
 
 import argparse
