@@ -10,6 +10,7 @@ from ._architectures import (
     TransformerEncoderBlock as TransformerEncoderBlock,
     WideResNet as WideResNet,
 )
+from ._beam import beam_gram as beam_gram
 from ._comparison import (
     compare as compare,
     Comparison as Comparison,
@@ -254,6 +255,8 @@ from ._propagation import (
     SignalPropagation as SignalPropagation,
 )
 from ._signal import Signal as Signal
+from ._store import open_gram as open_gram, StoredGram as StoredGram
+from ._storing import store_gram as store_gram
 from ._trained import (
     TrainedEnsemble as TrainedEnsemble,
     TrainingDiverged as TrainingDiverged,

@@ -88,7 +88,9 @@ def mirrored(tile: Pair) -> Pair:
 
 
 def _mirrored(cov: Covariance) -> Covariance:
-    return cov.with_array(jnp.transpose(cov.array, _mirrored_axes(cov)))
+    """Of arrays of JAX or of NumPy: these are not copied."""
+    axes = _mirrored_axes(cov)
+    return jax.tree.map(lambda k: k.transpose(axes), cov)
 
 
 def _mirrored_axes(cov: Covariance) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Kernel matrices of networks."""
 
+import os
 from typing import Any
 
 import jax
@@ -7,7 +8,6 @@ from jaxtyping import Array
 
 from ._batch import to_batch
 from ._checks import are_finite, check_finite
-from ._covariance import Pairs
 from ._custom_types import Arrays
 from ._entries import Pair
 from ._grid import to_mesh
@@ -17,6 +17,7 @@ from ._matrices import Gram, GramDiagonal
 from ._mesh import on_devices
 from ._progress import Progress, reporting
 from ._sharded import ShardedGram
+from ._storing import check_arguments, store_gram
 from ._tiled import tiled_diagonal, TiledGram
 from ._traced_gram import traced_diagonal, traced_gram
 from ._tracing import is_traced
@@ -31,6 +32,7 @@ def gram(
     memory: int | None = None,
     progress: Progress | bool = True,
     demand: Demand = Demand(),
+    store: str | os.PathLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Gram:
     r"""Kernel matrices of an infinitely wide network.
@@ -62,6 +64,9 @@ def gram(
         or a function that is called with the number of entries done and of all entries.
     - `demand`: for networks that keep positions to their end, the pairs of positions
         that are wanted: equal ones by default.
+    - `store`: a folder to keep the matrices in, so that a second call goes on where the
+        first one ended: see [`infinitenet.store_gram`][], for matrices larger than memory
+        too. By default there is none.
     - `mesh`: devices to spread the work over, and the result: rows over its first axis,
         and columns over the second one if there is any. `memory` is that of each device
         then. It may be a mesh of several processes, all of which call this likewise.
@@ -86,14 +91,17 @@ def gram(
     It can be differentiated, compiled and vectorised. Under these transformations it is one
     computation without progress, and what is not finite is a `RuntimeError` at run time.
     """
-    _check_layer(net)
-    if demand.cross == Pairs.NONE:
-        raise ValueError("`demand.cross` must not be `Pairs.NONE`: nothing would be left.")
+    check_arguments(net, demand)
+    options: dict[str, Any] = {"ntk": ntk, "demand": demand, "memory": memory}
+    if store is not None:
+        if mesh is not None:
+            raise ValueError("Give either `store` or `mesh`: stores do not use meshes.")
+        stored = store_gram(net, x1, x2, store=store, progress=progress, **options).load()
+        return Gram(*_finite_arrays(stored.nngp, stored.ntk))
     x1 = to_batch("x1", x1)
     x2 = None if x2 is None else to_batch("x2", x2)
     if is_traced((net, x1, x2)):
         return Gram(*_finite(traced_gram(net, x1, x2, ntk, demand, memory)))
-    options: dict[str, Any] = {"ntk": ntk, "demand": demand, "memory": memory}
     with reporting(progress, "kernel", "entries") as report:
         if mesh is not None:
             return _sharded(net, x1, x2, mesh, report, **options)
@@ -136,7 +144,7 @@ def gram_diagonal(
 
     **Raises:** as `gram`.
     """
-    _check_layer(net)
+    check_arguments(net, Demand())
     x = to_batch("x", x)
     if is_traced((net, x)):
         out = traced_diagonal(net, x, ntk, demand, memory)
@@ -145,16 +153,15 @@ def gram_diagonal(
     return GramDiagonal(*_finite(out))
 
 
-def _check_layer(net: object) -> None:
-    if not isinstance(net, AbstractLayer):
-        raise ValueError(f"`net` must be a layer, but it is {net!r}.")
-
-
 def _finite(pair: Pair) -> tuple[Array, Array | None]:
     nngp, tangent = pair
-    arrays = nngp.array, None if tangent is None else tangent.array
-    known = [k for k in arrays if k is not None]
-    if not is_traced(known) and are_finite(known):
+    return _finite_arrays(nngp.array, None if tangent is None else tangent.array)
+
+
+def _finite_arrays(nngp: Array, ntk: Array | None) -> tuple[Array, Array | None]:
+    arrays = nngp, ntk
+    given = [k for k in arrays if k is not None]
+    if not is_traced(arrays) and are_finite(given):
         return arrays
     each = zip(("nngp", "ntk"), arrays, strict=True)
     out = [None if k is None else check_finite(name, k, _OVERFLOW) for name, k in each]

@@ -31,6 +31,9 @@ def reporting(progress: Progress | bool, description: str, unit: str) -> Iterato
     with tqdm(desc=description, delay=_DELAY, leave=False, unit=f" {unit}") as bar:
 
         def show(done: int, total: int) -> None:
+            if bar.total is None:
+                # What was done before tells nothing of the time that is left.
+                bar.initial = bar.n = done
             bar.total = total
             bar.update(done - bar.n)
 

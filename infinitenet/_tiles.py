@@ -74,7 +74,7 @@ def choose_area(entry: int, memory: int) -> int:
 
     **Raises:** `ValueError` if the memory does not suffice for a single one.
     """
-    area = memory // (_ALIVE * entry)
+    area = most_entries(entry, memory)
     if area < 1:
         raise ValueError(
             f"`memory` must be at least {_ALIVE * entry} bytes for this network and these "
@@ -90,6 +90,11 @@ def least_area(entry: int) -> int:
     """The number of entries of a tile with which the time it takes to begin one is made up
     for, when each takes arrays of `entry` bytes."""
     return max(_LEAST // entry, 1)
+
+
+def most_entries(entry: int, memory: int) -> int:
+    """As `choose_area`, whether they fit into the cache or not."""
+    return memory // (_ALIVE * entry)
 
 
 def most_of(memory: int) -> int:
@@ -117,6 +122,11 @@ def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool, least: int = 1
     else:
         rows = _even(n1, max(side, area // n2))
         columns = _even(n2, area // rows)
+    return cover(n1, n2, rows, columns, symmetric=symmetric)
+
+
+def cover(n1: int, n2: int, rows: int, columns: int, *, symmetric: bool) -> Tiling:
+    """As `choose_tiles`, by tiles of a given shape."""
     tiles = [Tile(i, j) for i in starts(n1, rows) for j in starts(n2, columns)]
     if symmetric:
         tiles = [tile for tile in tiles if tile.row <= tile.column]
