@@ -25,7 +25,7 @@ from ._entries import (
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._pooled import to_pooled
-from ._tiles import choose_area, cut, least_area, most_entries, most_of, Tile, to_memory
+from ._tiles import beginning_of, choose_area, cut, most_entries, most_of, Tile, to_memory
 from ._uniform import common_variance
 from ._weights import without_weights
 from ._workers import keep_memory, n_workers, run_all
@@ -59,7 +59,7 @@ class Parts:
         enough = most_of(memory) >= self.workers * program.largest_array
         self.workers = self.workers if enough else 1
         self.area = choose_area(program.largest_array, memory // self.workers)
-        self.least = least_area(program.largest_array)
+        self.beginning = beginning_of(program.largest_array)
         self.most = most_entries(program.largest_array, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:

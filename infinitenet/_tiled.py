@@ -41,7 +41,9 @@ class TiledGram:
             self.n2,
             self.parts.area,
             symmetric=self.symmetric,
-            least=self.parts.least,
+            beginning=self.parts.beginning,
+            # Parts of one tile are computed at a time too.
+            at_once=self.parts.workers if len(self.parts.entry.parts) == 1 else 1,
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:

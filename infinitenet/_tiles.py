@@ -21,8 +21,11 @@ _CACHE = 2**20
 # each entry, so what takes time is to begin and to end a tile.
 _MEMORY, _SMALL = 2**24, 64
 
-# Bytes of such an array that take so long that nothing else does.
-_LEAST = 3 * 2**18
+# Bytes of such an array of which the computations take as long as it takes to begin them.
+_BEGINNING = 2**17
+
+# More parts than are needed, of each side of a symmetric matrix, that are considered.
+_MORE = 64
 
 # How many arrays of the largest size are alive at once in a layer: the inputs and outputs
 # of a convolution, with NTK, and the same extended by padding.
@@ -86,10 +89,9 @@ def choose_area(entry: int, memory: int) -> int:
     return area
 
 
-def least_area(entry: int) -> int:
-    """The number of entries of a tile with which the time it takes to begin one is made up
-    for, when each takes arrays of `entry` bytes."""
-    return max(_LEAST // entry, 1)
+def beginning_of(entry: int) -> int:
+    """`beginning` of `choose_tiles`, when each entry takes arrays of `entry` bytes."""
+    return _BEGINNING // entry
 
 
 def most_entries(entry: int, memory: int) -> int:
@@ -102,7 +104,15 @@ def most_of(memory: int) -> int:
     return memory // _ALIVE
 
 
-def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool, least: int = 1) -> Tiling:
+def choose_tiles(
+    n1: int,
+    n2: int,
+    area: int,
+    *,
+    symmetric: bool,
+    beginning: int = 0,
+    at_once: int = 1,
+) -> Tiling:
     """Covers a matrix, or the half of it on one side of its diagonal, by tiles.
 
     **Arguments:**
@@ -110,15 +120,13 @@ def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool, least: int = 1
     - `n1`, `n2`: the number of rows and of columns.
     - `area`: the largest number of entries of a tile.
     - `symmetric`: whether to leave out tiles below the diagonal.
-    - `least`: the number of entries of a tile that are computed about as fast as more of
-        them, for each entry.
+    - `beginning`: the number of entries that are computed in the time that it takes to
+        begin and to end a tile.
+    - `at_once`: how many tiles are computed at a time.
     """
     side = max(math.isqrt(area), 1)
     if symmetric:
-        # With few tiles to a side, those on the diagonal would be much of the work. But
-        # tiles of much less than the area take longer for each entry.
-        side = min(side, max(-(-n1 // 8), math.isqrt(least)))
-        rows = columns = _even(n1, side)
+        rows = columns = _side(n1, side, beginning, at_once)
     else:
         rows = _even(n1, max(side, area // n2))
         columns = _even(n2, area // rows)
@@ -131,6 +139,21 @@ def cover(n1: int, n2: int, rows: int, columns: int, *, symmetric: bool) -> Tili
     if symmetric:
         tiles = [tile for tile in tiles if tile.row <= tile.column]
     return Tiling(rows, columns, tuple(tiles))
+
+
+def _side(n: int, most: int, beginning: int, at_once: int) -> int:
+    """The side of tiles of a symmetric matrix that take least: those on its diagonal are
+    half superfluous, the more so the larger they are."""
+
+    def time(parts: int) -> int:
+        rows = -(-n // parts)
+        # Single entries of the diagonal are known without tiles.
+        tiles = parts * (parts + 1) // 2 - parts * (rows == 1)
+        return -(-tiles // at_once) * (rows**2 + beginning)
+
+    fewest = -(-n // most)
+    parts = min(range(fewest, min(n, fewest + _MORE) + 1), key=time)
+    return -(-n // parts)
 
 
 def _even(n: int, most: int) -> int:
