@@ -52,14 +52,19 @@ class Assembly:
             like = lambda k: _aligned((*shape, *k.shape[2:]), k.dtype)
             self._out = jax.tree.map(like, tile)
 
-        def write(out: np.ndarray, k: Any, row: int, column: int) -> None:
-            k = np.asarray(k)
-            out[row : row + k.shape[0], column : column + k.shape[1]] = k
+        def write(cov: Covariance, out: Covariance) -> None:
+            memory: Any = out.array
+            k = np.asarray(cov.array)
+            if self.symmetric:
+                _write(memory, k.transpose(_mirrored_axes(cov)), at.column, at.row)
+            _write(memory, k, at.row, at.column)
 
-        if self.symmetric:
-            other = mirrored(jax.tree.map(np.asarray, tile))
-            jax.tree.map(lambda *a: write(*a, at.column, at.row), self._out, other)
-        jax.tree.map(lambda *a: write(*a, at.row, at.column), self._out, tile)
+        is_cov = lambda node: isinstance(node, Covariance)
+        jax.tree.map(write, tile, self._out, is_leaf=is_cov)
+
+
+def _write(out: np.ndarray, k: np.ndarray, row: int, column: int) -> None:
+    out[row : row + k.shape[0], column : column + k.shape[1]] = k
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -84,11 +89,16 @@ def mirrored(tile: Pair) -> Pair:
 
 def _mirrored(cov: Covariance) -> Covariance:
     """Of arrays of JAX or of NumPy: these are not copied."""
-    axes = 1, 0, *range(2, cov.array.ndim)
-    if cov.pairs == Pairs.ALL:
-        ndim = (cov.array.ndim - 2) // 2
-        axes = 1, 0, *range(2 + ndim, 2 + 2 * ndim), *range(2, 2 + ndim)
+    axes = _mirrored_axes(cov)
     return jax.tree.map(lambda k: k.transpose(axes), cov)
+
+
+def _mirrored_axes(cov: Covariance) -> tuple[int, ...]:
+    """Of a matrix of covariances."""
+    if cov.pairs != Pairs.ALL:
+        return 1, 0, *range(2, cov.array.ndim)
+    ndim = (cov.array.ndim - 2) // 2
+    return 1, 0, *range(2 + ndim, 2 + 2 * ndim), *range(2, 2 + ndim)
 
 
 @ft.partial(jax.jit, donate_argnums=0)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from ._mesh import without_explicit_axes
 from ._tracing import is_traced
 
 
@@ -95,7 +96,7 @@ def check_floating(name: str, x: ArrayLike, remedy: str) -> Float[Array, "..."]:
             f"`{name}` is {dtype}, which is too coarse to solve with. Convert it with "
             f"`{name}.astype(jax.numpy.float32)`, or better compute it in float32."
         )
-    return jnp.asarray(x)
+    return without_explicit_axes(jnp.asarray(x))
 
 
 def check_finite(name: str, x: Array, remedy: str) -> Array:

@@ -20,6 +20,7 @@ from ._custom_types import Arrays
 from ._empirical.model import to_examples
 from ._inference.losses import half_mse
 from ._layer import AbstractLayer
+from ._mesh import on_devices
 from ._minibatch import Batches
 from ._progress import Progress, reporting
 from ._signal import Examples

@@ -10,12 +10,13 @@ from ._batch import to_batch
 from ._checks import are_finite, check_finite
 from ._custom_types import Arrays
 from ._entries import Pair
+from ._grid import to_mesh
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
 from ._mesh import on_devices
 from ._progress import Progress, reporting
-from ._sharded import ShardedGram, to_grid
+from ._sharded import ShardedGram
 from ._storing import check_arguments, store_gram
 from ._tiled import tiled_diagonal, TiledGram
 from ._traced_gram import traced_diagonal, traced_gram
@@ -116,12 +117,11 @@ def _sharded(
     **options: Any,
 ) -> Gram:
     # Explicit axes would have to be told where each array of a computation is.
-    auto = to_grid(mesh)
+    auto = to_mesh(mesh)
     with on_devices(auto):
         tiles = ShardedGram(net, x1, x2, mesh=auto, **options)
         out = Gram(*_finite(tiles.whole(report)))
-    spec = tiles.spec
-    return jax.device_put(out, jax.sharding.NamedSharding(mesh, spec))
+    return jax.device_put(out, jax.sharding.NamedSharding(mesh, tiles.grid.spec))
 
 
 def gram_diagonal(

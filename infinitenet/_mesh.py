@@ -3,7 +3,10 @@
 import contextlib
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
+from jaxtyping import Array
+
+from ._tracing import is_traced
 
 
 def auto_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
@@ -21,3 +24,16 @@ def on_devices(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextMana
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def without_explicit_axes(x: Array) -> Array:
+    """The same array where it is, for a compiler that decides where results are.
+
+    Where axes are explicit, not even a matrix and its transpose could be added.
+    """
+    if is_traced(x) or not isinstance(x.sharding, NamedSharding):
+        return x
+    mesh, spec = x.sharding.mesh, x.sharding.spec
+    if AxisType.Explicit not in mesh.axis_types or not isinstance(mesh, jax.sharding.Mesh):
+        return x
+    return jax.device_put(x, NamedSharding(auto_mesh(mesh), spec))

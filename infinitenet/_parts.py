@@ -25,7 +25,7 @@ from ._entries import (
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._pooled import to_pooled
-from ._tiles import choose_area, cut, most_entries, most_of, Tile, to_memory
+from ._tiles import choose_area, cut, least_area, most_entries, most_of, Tile, to_memory
 from ._uniform import common_variance
 from ._weights import without_weights
 from ._workers import keep_memory, n_workers, run_all
@@ -49,12 +49,17 @@ class Parts:
         self.workers = n_workers() if workers is None else workers
         variance = common_variance(net, x1, x2)
         self.arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
-        memory = to_memory(memory) // self.workers
-        pooled = to_pooled(net, static, ntk, demand, first_of(x1), most_of(memory))
+        memory = to_memory(memory)
+        most = most_of(memory // self.workers)
+        pooled = to_pooled(net, static, ntk, demand, first_of(x1), most)
         self.entry: AbstractEntry = Entry(static, ntk, demand) if pooled is None else pooled
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, first_of(x1), first_of(x2), part)
-        self.area = choose_area(program.largest_array, memory)
+        # With little memory, one at a time.
+        enough = most_of(memory) >= self.workers * program.largest_array
+        self.workers = self.workers if enough else 1
+        self.area = choose_area(program.largest_array, memory // self.workers)
+        self.least = least_area(program.largest_array)
         self.most = most_entries(program.largest_array, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:

@@ -1,5 +1,6 @@
 """Kernel matrices as tiles, each of which can be computed by itself."""
 
+import functools as ft
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -13,7 +14,7 @@ from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._parts import Parts
 from ._progress import Progress
-from ._tiles import choose_tiles, starts, Tile
+from ._tiles import choose_tiles, cut, starts, Tile
 
 
 class TiledGram:
@@ -36,23 +37,44 @@ class TiledGram:
         self.parts = Parts(net, x1, x1 if x2 is None else x2, ntk, demand, memory)
         self.n1, self.n2 = batch_size(self.parts.x1), batch_size(self.parts.x2)
         self.tiling = choose_tiles(
-            self.n1, self.n2, self.parts.area, symmetric=self.symmetric
+            self.n1,
+            self.n2,
+            self.parts.area,
+            symmetric=self.symmetric,
+            least=self.parts.least,
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:
         """The entries of some tiles, in order."""
         size = self.tiling.rows, self.tiling.columns
-        for tile, out in zip(tiles, self.parts.tiles(tiles, *size), strict=True):
-            if self.symmetric and tile.row == tile.column:
-                # From inputs alone, which is exact: see `Kernel.alone`.
-                (diagonal,) = self.parts.diagonals([tile.row], self.tiling.rows)
-                out = symmetrised(out, diagonal)
-            yield out
+        if not self.symmetric:
+            yield from self.parts.tiles(tiles, *size)
+            return
+        # Single entries on the diagonal need nothing else than that.
+        others = [t for t in tiles if t.row != t.column or self.tiling.rows > 1]
+        entries = self.parts.tiles(others, *size)
+        for tile in tiles:
+            if tile.row != tile.column:
+                yield next(entries)
+                continue
+            diagonal = cut(self._diagonal, tile.row, self.tiling.rows)
+            if self.tiling.rows == 1:
+                yield jax.tree.map(lambda k: k[None], diagonal)
+            else:
+                yield symmetrised(next(entries), diagonal)
+
+    @ft.cached_property
+    def _diagonal(self) -> Pair:
+        """From inputs alone, which is exact: see `Kernel.alone`."""
+        return _diagonal(self.parts)
 
     def whole(self, report: Progress) -> Pair:
         """The matrix in memory."""
         # Backwards: so where tiles overlap the first one counts, as it does in a store.
         tiles = self.tiling.tiles[::-1]
+        if len(tiles) == 1:
+            (out,) = self.compute(tiles)
+            return jax.block_until_ready(out)
         total, out = self.n1 * self.n2, Assembly(self.n1, self.n2, symmetric=self.symmetric)
         report(0, total)
         for done, (tile, new) in enumerate(zip(tiles, self.compute(tiles), strict=True), 1):
@@ -65,11 +87,16 @@ def tiled_diagonal(
     net: AbstractLayer, x: PyTree, *, ntk: bool, demand: Demand, memory: int | None
 ) -> Pair:
     """The kernel of each input with itself."""
-    parts = Parts(net, x, x, ntk, demand, memory)
-    n = batch_size(x)
+    return _diagonal(Parts(net, x, x, ntk, demand, memory))
+
+
+def _diagonal(parts: Parts) -> Pair:
+    n = batch_size(parts.x1)
     size = min(parts.area, n)
     at, out = starts(n, size), None
     for start, part in zip(at, parts.diagonals(at, size), strict=True):
+        if len(at) == 1:
+            return part
         if out is None:
             out = jax.tree.map(lambda k: jnp.zeros((n, *k.shape[1:]), k.dtype), part)
         out = jax.tree.map(lambda out, k, i=start: out.at[i : i + size].set(k), out, part)

@@ -17,6 +17,13 @@ from jaxtyping import Array, PyTree
 # and four times less is slower by the overhead of each layer.
 _CACHE = 2**20
 
+# The same for entries of up to so many bytes. Networks without positions do little with
+# each entry, so what takes time is to begin and to end a tile.
+_MEMORY, _SMALL = 2**24, 64
+
+# Bytes of such an array that take so long that nothing else does.
+_LEAST = 3 * 2**18
+
 # How many arrays of the largest size are alive at once in a layer: the inputs and outputs
 # of a convolution, with NTK, and the same extended by padding.
 _ALIVE = 8
@@ -75,8 +82,14 @@ def choose_area(entry: int, memory: int) -> int:
             "for all pairs of positions: use smaller images, strides, or `Flatten`."
         )
     if jax.default_backend() == "cpu":
-        area = min(area, max(_CACHE // entry, 1))
+        area = min(area, max((_CACHE if entry > _SMALL else _MEMORY) // entry, 1))
     return area
+
+
+def least_area(entry: int) -> int:
+    """The number of entries of a tile with which the time it takes to begin one is made up
+    for, when each takes arrays of `entry` bytes."""
+    return max(_LEAST // entry, 1)
 
 
 def most_entries(entry: int, memory: int) -> int:
@@ -89,7 +102,7 @@ def most_of(memory: int) -> int:
     return memory // _ALIVE
 
 
-def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool) -> Tiling:
+def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool, least: int = 1) -> Tiling:
     """Covers a matrix, or the half of it on one side of its diagonal, by tiles.
 
     **Arguments:**
@@ -97,11 +110,14 @@ def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool) -> Tiling:
     - `n1`, `n2`: the number of rows and of columns.
     - `area`: the largest number of entries of a tile.
     - `symmetric`: whether to leave out tiles below the diagonal.
+    - `least`: the number of entries of a tile that are computed about as fast as more of
+        them, for each entry.
     """
     side = max(math.isqrt(area), 1)
     if symmetric:
-        # With few tiles to a side, those on the diagonal would be much of the work.
-        side = min(side, max(-(-n1 // 8), 64))
+        # With few tiles to a side, those on the diagonal would be much of the work. But
+        # tiles of much less than the area take longer for each entry.
+        side = min(side, max(-(-n1 // 8), math.isqrt(least)))
         rows = columns = _even(n1, side)
     else:
         rows = _even(n1, max(side, area // n2))

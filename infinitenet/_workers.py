@@ -1,12 +1,11 @@
 """Threads that run programs side by side."""
 
 import collections
-import contextlib
 import functools as ft
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -58,27 +57,26 @@ def run_all(calls: Iterable[Callable[[], _T]], workers: int) -> Iterator[_T]:
     Calls are taken when their turn comes, so that few results are in memory. After an error
     or an interruption no more are begun.
     """
-    options = {name: getattr(jax.config, name) for name in _OPTIONS}
-
-    def run(call: Callable[[], _T]) -> _T:
-        with contextlib.ExitStack() as stack:
-            for name, value in options.items():
-                stack.enter_context(_OPTIONS[name](value))
-            return jax.block_until_ready(call())
-
     if workers == 1:
         for call in calls:
             yield jax.block_until_ready(call())
         return
-    pool = ThreadPoolExecutor(workers)
+    options = {name: getattr(jax.config, name) for name in _OPTIONS}
+    pool = ThreadPoolExecutor(workers, initializer=_set, initargs=(options,))
     try:
         running: collections.deque[Future[_T]] = collections.deque()
         for call in calls:
             # One more than there are workers, so that none waits for the result's reader.
             if len(running) > workers:
                 yield running.popleft().result()
-            running.append(pool.submit(run, call))
+            running.append(pool.submit(lambda call=call: jax.block_until_ready(call())))
         while running:
             yield running.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _set(options: dict[str, Any]) -> None:
+    """Options of a thread, for as long as it lives."""
+    for name, value in options.items():
+        _OPTIONS[name](value).__enter__()

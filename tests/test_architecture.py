@@ -76,6 +76,8 @@ _order = [
     "_assembly",
     "_tiled",
     "_schedule",
+    "_grid",
+    "_sharded_programs",
     "_sharded",
     "_traced_gram",
     "_manifest",
