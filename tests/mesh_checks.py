@@ -216,7 +216,9 @@ def _error(**options):
 def check_errors():
     assert "jax.sharding.Mesh" in _error(mesh=jax.devices())
     assert "jax.sharding.Mesh" in _error(mesh=8)
-    assert "axis" in _error(mesh=Mesh(np.array(jax.devices()).reshape(2, 2, 2), tuple("abc")))
+    assert "axis" in _error(
+        mesh=Mesh(np.array(jax.devices()).reshape(2, 2, 2), tuple("abc"))
+    )
     assert "axis" in _error(mesh=Mesh(np.array(jax.devices()[0]), ()))
     assert "memory" in _error(mesh=mesh(4, 2), memory=1)
     with_nan = VECTORS[0].copy()
@@ -247,7 +249,9 @@ def check_regression():
         posterior = inn.condition(k_train.ntk, targets, diag_reg=1e-2)
         return posterior.predict(k_test.ntk, k_test_test.ntk)
 
-    want = posterior(inn.gram(DENSE, x), inn.gram(DENSE, x_test, x), inn.gram(DENSE, x_test))
+    want = posterior(
+        inn.gram(DENSE, x), inn.gram(DENSE, x_test, x), inn.gram(DENSE, x_test)
+    )
     for kind in (AxisType.Auto, AxisType.Explicit):
         on = {"mesh": mesh(4, 2, kind=kind)}
         k_train, k_test = inn.gram(DENSE, x, **on), inn.gram(DENSE, x_test, x, **on)
