@@ -93,6 +93,15 @@ def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool) -> Tiling:
     - `area`: the largest number of entries of a tile.
     - `symmetric`: whether to leave out tiles below the diagonal.
     """
+    rows, columns = tile_shape(n1, n2, area, symmetric=symmetric)
+    tiles = [Tile(i, j) for i in starts(n1, rows) for j in starts(n2, columns)]
+    if symmetric:
+        tiles = [tile for tile in tiles if tile.row <= tile.column]
+    return Tiling(rows, columns, tuple(tiles))
+
+
+def tile_shape(n1: int, n2: int, area: int, *, symmetric: bool) -> tuple[int, int]:
+    """The numbers of rows and columns of tiles: see `choose_tiles`."""
     side = max(math.isqrt(area), 1)
     if symmetric:
         # With few tiles to a side, those on the diagonal would be much of the work.
@@ -101,10 +110,7 @@ def choose_tiles(n1: int, n2: int, area: int, *, symmetric: bool) -> Tiling:
     else:
         rows = _even(n1, max(side, area // n2))
         columns = _even(n2, area // rows)
-    tiles = [Tile(i, j) for i in starts(n1, rows) for j in starts(n2, columns)]
-    if symmetric:
-        tiles = [tile for tile in tiles if tile.row <= tile.column]
-    return Tiling(rows, columns, tuple(tiles))
+    return rows, columns
 
 
 def _even(n: int, most: int) -> int:

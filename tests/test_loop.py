@@ -106,7 +106,8 @@ def test_change_of_channels():
     x1, x2 = _x1[0], _x2[0]
     layers = [inn.Dense(7, parameterization="standard"), inn.Relu()] * 3
     net = inn.Sequential([*layers, inn.Dense(1)])
-    want = inn.Sequential([inn.Identity()]).kernel(x1, x2)
+    demand = inn.Demand(inn.Pairs.SAME, inn.Pairs.SAME)
+    want = inn.Identity().kernel(x1, x2, demand=demand)
     for layer in net.layers:
         want = infinite(layer, want)
     got = net.kernel(x1, x2)
