@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from ._tiles import choose_tiles, Tiling
+from ._tiles import starts, tile_shape
 
 
 class Schedule(NamedTuple):
@@ -39,10 +39,11 @@ def blocks(n: int, parts: int) -> int:
 def own_blocks(n1: int, n2: int, shape: tuple[int, int], area: int) -> Schedule:
     """Each device computes its own block of the matrix, of which nobody else needs any."""
     size = blocks(n1, shape[0]), blocks(n2, shape[1])
-    tiling = choose_tiles(*size, area, symmetric=False)
+    rows, columns = tile_shape(*size, area, symmetric=False)
     corners = np.array([(i * size[0], j * size[1]) for i, j in np.ndindex(*shape)])
-    tiles = np.array(tiling.tiles)
-    return Schedule(tiling.rows, tiling.columns, tiles[:, None] + corners[None])
+    i, j = np.meshgrid(starts(size[0], rows), starts(size[1], columns), indexing="ij")
+    tiles = np.stack([i.ravel(), j.ravel()], 1).astype(np.int32)
+    return Schedule(rows, columns, tiles[:, None] + corners[None].astype(np.int32))
 
 
 def balanced_half(n: int, shape: tuple[int, int], area: int) -> Schedule:
@@ -52,17 +53,26 @@ def balanced_half(n: int, shape: tuple[int, int], area: int) -> Schedule:
     there is work for all, if possible.
     """
     devices = math.prod(shape)
-    tiling = _for_all(n, area, devices)
-    tiles = np.array(tiling.tiles)
-    rounds = blocks(len(tiles), devices)
+    size = _for_all(n, area, devices)
+    at = np.array(starts(n, size), np.int32)
+    # There are millions of tiles of few entries.
+    i, j = (index.astype(np.int32) for index in np.triu_indices(len(at)))
+    rounds = blocks(len(i), devices)
     # Backwards, as where tiles overlap the first one counts, and is written last.
-    order = np.arange(rounds * devices)[::-1] % len(tiles)
-    return Schedule(tiling.rows, tiling.columns, tiles[order].reshape(rounds, devices, 2))
+    order = np.arange(rounds * devices, dtype=np.int32)[::-1] % np.int32(len(i))
+    tiles = np.stack([at[i[order]], at[j[order]]], 1)
+    return Schedule(size, size, tiles.reshape(rounds, devices, 2))
 
 
-def _for_all(n: int, area: int, devices: int) -> Tiling:
-    tiling = choose_tiles(n, n, area, symmetric=True)
-    while len(tiling.tiles) < 4 * devices and tiling.rows > 1:
-        area = (tiling.rows // 2) ** 2
-        tiling = choose_tiles(n, n, max(area, 1), symmetric=True)
-    return tiling
+def _for_all(n: int, area: int, devices: int) -> int:
+    """The size of square tiles, of which there are some for each device if possible."""
+    size, _ = tile_shape(n, n, area, symmetric=True)
+    while _n_half(n, size) < 4 * devices and size > 1:
+        size, _ = tile_shape(n, n, max((size // 2) ** 2, 1), symmetric=True)
+    return size
+
+
+def _n_half(n: int, size: int) -> int:
+    """How many tiles are on and above the diagonal."""
+    side = blocks(n, size)
+    return side * (side + 1) // 2

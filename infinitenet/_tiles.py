@@ -124,13 +124,27 @@ def choose_tiles(
         begin and to end a tile.
     - `at_once`: how many tiles are computed at a time.
     """
+    cost = {"beginning": beginning, "at_once": at_once}
+    rows, columns = tile_shape(n1, n2, area, symmetric=symmetric, **cost)
+    return cover(n1, n2, rows, columns, symmetric=symmetric)
+
+
+def tile_shape(
+    n1: int,
+    n2: int,
+    area: int,
+    *,
+    symmetric: bool,
+    beginning: int = 0,
+    at_once: int = 1,
+) -> tuple[int, int]:
+    """The numbers of rows and columns of tiles: see `choose_tiles`."""
     side = max(math.isqrt(area), 1)
     if symmetric:
-        rows = columns = _side(n1, side, beginning, at_once)
-    else:
-        rows = _even(n1, max(side, area // n2))
-        columns = _even(n2, area // rows)
-    return cover(n1, n2, rows, columns, symmetric=symmetric)
+        side = _side(n1, side, beginning, at_once)
+        return side, side
+    rows = _even(n1, max(side, area // n2))
+    return rows, _even(n2, area // rows)
 
 
 def cover(n1: int, n2: int, rows: int, columns: int, *, symmetric: bool) -> Tiling:

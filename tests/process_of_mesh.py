@@ -1,7 +1,7 @@
 """One of several processes that compute kernel matrices together: see `test_mesh.py`.
 
-`python process_of_mesh.py PORT PROCESSES ID FOLDER` saves the parts of the matrices that are
-here, one file for each device.
+`python process_of_mesh.py PORT PROCESSES ID FOLDER` saves the parts of matrices that it
+has, one file for each device.
 """
 
 import pathlib

@@ -56,7 +56,7 @@ def matrices(tmp_path_factory):
 
 
 def test_devices_of_one_process(matrices):
-    assert set(matrices) == {"both", "alone", "ragged"}
+    assert set(matrices) == {"both", "alone"}
 
 
 @pytest.mark.parametrize("n", [2, 4])
