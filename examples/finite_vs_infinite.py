@@ -32,7 +32,7 @@ def digits(n_train, n_test):
     order = np.random.default_rng(0).permutation(chosen)[: n_train + n_test]
     x = x[order] - x[order].mean(axis=0)
     x = jnp.asarray(x / np.sqrt(np.mean(x**2, axis=1, keepdims=True)), jnp.float32)
-    y = jnp.where(labels[order] == 8, 1.0, -1.0)[:, None]
+    y = jnp.where(np.asarray(labels)[order] == 8, 1.0, -1.0)[:, None]
     return x[:n_train], y[:n_train], x[n_train:], y[n_train:]
 
 

@@ -55,7 +55,7 @@ def beam_gram(
     if shares < 1:
         raise ValueError(f"`shares` must be at least 1, but it is {shares}.")
     try:
-        import apache_beam as beam
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             'Pipelines need Apache Beam: pip install "infinitenet[beam]".'

@@ -102,6 +102,8 @@ def gram(
     x2 = None if x2 is None else to_batch("x2", x2)
     if is_traced((net, x1, x2)):
         return Gram(*_finite(traced_gram(net, x1, x2, ntk, demand, memory)))
+    if mesh is not None and jax.process_index() > 0 and not callable(progress):
+        progress = False  # One bar is enough.
     with reporting(progress, "kernel", "entries") as report:
         if mesh is not None:
             return _sharded(net, x1, x2, mesh, report, **options)
@@ -159,13 +161,11 @@ def _finite(pair: Pair) -> tuple[Array, Array | None]:
 
 
 def _finite_arrays(nngp: Array, ntk: Array | None) -> tuple[Array, Array | None]:
-    arrays = nngp, ntk
-    given = [k for k in arrays if k is not None]
-    if not is_traced(arrays) and are_finite(given):
-        return arrays
-    each = zip(("nngp", "ntk"), arrays, strict=True)
-    out = [None if k is None else check_finite(name, k, _OVERFLOW) for name, k in each]
-    return out[0], out[1]
+    given = [k for k in (nngp, ntk) if k is not None]
+    if not is_traced(given) and are_finite(given):
+        return nngp, ntk
+    nngp = check_finite("nngp", nngp, _OVERFLOW)
+    return nngp, None if ntk is None else check_finite("ntk", ntk, _OVERFLOW)
 
 
 _OVERFLOW = (

@@ -96,7 +96,8 @@ class AbstractJoin(eqx.Module):
         nngp, ntk = join(nngps), None
         if None not in ntks:
             # Of the same pairs as the NNGPs, as a derivative along them must be.
-            ntk = derivative(join, (nngps,), (ntks,))[1]
+            along: Any = join
+            ntk = derivative(along, (nngps,), (ntks,))[1]
         assert nngp is not None
         return Kernel(
             nngp,

@@ -68,7 +68,7 @@ def repeats(layers: Sequence[AbstractLayer]) -> Iterator[tuple[int, int, int]]:
         if best[1] > 1:
             if single < start:
                 yield single, start - single, 1
-            yield start, *best
+            yield start, best[0], best[1]
             single = end
         start = end
     if single < start:

@@ -156,7 +156,9 @@ def _cached_pooled(
     check(net, signal)
     head, rest = Sequential(layers[:index]), Sequential(layers[index + 1 :])
     pooled = head.check(signal)
-    step = head.step(signal) if isinstance(pooled, Signal) and pooled.spatial else None
+    if not isinstance(pooled, Signal) or not pooled.spatial:
+        return None
+    step = head.step(signal)
     # A nonlinearity after pooling would need pooled variances.
     if step is None or rest.requires(demand).marginal:
         return None

@@ -6,6 +6,7 @@
 import pathlib
 import sys
 import traceback
+from typing import Any
 
 import jax
 import numpy as np
@@ -187,7 +188,8 @@ def check_no_communication():
         tiles = ShardedGram(net, x[0], second, mesh=auto_mesh(mesh(4, 2)), **options())
         x1, x2, at = tiles._inputs()
         at, part = tiles._on_each(at[0]), tiles.parts[0]
-        lowered = tiles.programs.tile.lower(tiles.arrays, x1, x2, at, part)
+        tile: Any = tiles.programs.tile
+        lowered = tile.lower(tiles.arrays, x1, x2, at, part)
         text = lowered.compile().as_text()
         # One program, which all of the devices run.
         assert "num_partitions=8" in text
@@ -250,13 +252,11 @@ def check_regression():
         posterior = inn.condition(k_train.ntk, targets, diag_reg=1e-2)
         return posterior.predict(k_test.ntk, k_test_test.ntk)
 
-    want = posterior(
-        inn.gram(DENSE, x), inn.gram(DENSE, x_test, x), inn.gram(DENSE, x_test)
-    )
+    each = (x,), (x_test, x), (x_test,)
+    want = posterior(*(inn.gram(DENSE, *pair) for pair in each))
     for kind in (AxisType.Auto, AxisType.Explicit):
-        on = {"mesh": mesh(4, 2, kind=kind)}
-        k_train, k_test = inn.gram(DENSE, x, **on), inn.gram(DENSE, x_test, x, **on)
-        got = posterior(k_train, k_test, inn.gram(DENSE, x_test, **on))
+        on = mesh(4, 2, kind=kind)
+        got = posterior(*(inn.gram(DENSE, *pair, mesh=on) for pair in each))
         close(got, want, rtol=1e-10)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools as it
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,7 @@ def test_one_distance_at_a_time():
     net, shape = _networks["sequences"]
     x = _normal(2, *shape)
     parts = Parts(net, x, x, **_options())
+    assert isinstance(parts.entry, PooledEntry)
     one = dataclasses.replace(parts.entry, count=1)
     assert len(parts.entry.parts) == 1 and len(one.parts) == 4
     at = [jnp.asarray(part) for part in one.parts]
@@ -248,7 +250,7 @@ def test_memory_of_tiles():
     args = parts.arrays, x1, x2, parts.entry.parts[0]
     program = program_of(parts.entry, pairs, *args)
     compiled = program.run.lower(*jax.tree.leaves(args)).compile()
-    used = compiled.memory_analysis()
+    used: Any = compiled.memory_analysis()
     assert used.temp_size_in_bytes + used.output_size_in_bytes < memory
     assert (32 * 32) ** 2 * x.itemsize > memory
 
