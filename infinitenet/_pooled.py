@@ -5,6 +5,7 @@ import functools as ft
 import itertools as it
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -152,7 +153,8 @@ def _cached_pooled(
     kinds = [isinstance(layer, AbstractGlobalPool) for layer in layers]
     if True not in kinds:
         return None
-    index, signal = kinds.index(True), signal_of(x)
+    index = kinds.index(True)
+    signal: Any = signal_of(x)
     check(net, signal)
     head, rest = Sequential(layers[:index]), Sequential(layers[index + 1 :])
     pooled = head.check(signal)
