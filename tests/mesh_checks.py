@@ -143,7 +143,9 @@ def check_last_bit():
         for args in ((x, y), (x,)):
             want = inn.gram(net, *args, memory=memory)
             for shape in ((4, 2), (2,)):
-                equal(inn.gram(net, *args, memory=memory, mesh=mesh(*shape)), want)
+                got = inn.gram(net, *args, memory=memory, mesh=mesh(*shape))
+                # Of symmetric matrices, tiles are of other shapes.
+                (equal if len(args) == 2 else close)(got, want)
 
 
 def check_tiles():
