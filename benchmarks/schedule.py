@@ -36,7 +36,7 @@ def idle_rows(n: int, devices: Sequence[int]) -> list[list[str]]:
             mesh = grid(number)
             shares = (
                 own_blocks(n, n, mesh, area).idle_share(n, n, symmetric=False),
-                balanced_half(n, mesh, area).idle_share(n, n, symmetric=True),
+                balanced_half(n, mesh, area, area // 8).idle_share(n, n, symmetric=True),
             )
             shape = f"{mesh[0]} × {mesh[1]}"
             rows.append([name, str(number), shape, *(f"{s:.2%}" for s in shares)])

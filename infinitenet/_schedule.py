@@ -46,14 +46,15 @@ def own_blocks(n1: int, n2: int, shape: tuple[int, int], area: int) -> Schedule:
     return Schedule(rows, columns, tiles[:, None] + corners[None].astype(np.int32))
 
 
-def balanced_half(n: int, shape: tuple[int, int], area: int) -> Schedule:
+def balanced_half(n: int, shape: tuple[int, int], area: int, beginning: int) -> Schedule:
     """The tiles on and above the diagonal of a symmetric matrix, dealt out like cards.
 
-    The last round is filled up with tiles that are computed twice. Tiles are so small that
-    there is work for all, if possible.
+    The last round is filled up with tiles that are computed twice. `beginning` is that of
+    `choose_tiles`.
     """
     devices = math.prod(shape)
-    size = _for_all(n, area, devices)
+    cost = {"beginning": beginning, "at_once": devices}
+    size, _ = tile_shape(n, n, area, symmetric=True, **cost)
     at = np.array(starts(n, size), np.int32)
     # There are millions of tiles of few entries.
     i, j = (index.astype(np.int32) for index in np.triu_indices(len(at)))
@@ -62,17 +63,3 @@ def balanced_half(n: int, shape: tuple[int, int], area: int) -> Schedule:
     order = np.arange(rounds * devices, dtype=np.int32)[::-1] % np.int32(len(i))
     tiles = np.stack([at[i[order]], at[j[order]]], 1)
     return Schedule(size, size, tiles.reshape(rounds, devices, 2))
-
-
-def _for_all(n: int, area: int, devices: int) -> int:
-    """The size of square tiles, of which there are some for each device if possible."""
-    size, _ = tile_shape(n, n, area, symmetric=True)
-    while _n_half(n, size) < 4 * devices and size > 1:
-        size, _ = tile_shape(n, n, max((size // 2) ** 2, 1), symmetric=True)
-    return size
-
-
-def _n_half(n: int, size: int) -> int:
-    """How many tiles are on and above the diagonal."""
-    side = blocks(n, size)
-    return side * (side + 1) // 2

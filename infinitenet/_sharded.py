@@ -49,7 +49,7 @@ class ShardedGram:
         self.arrays, self.x1, self.x2 = host
         self.grid = grid = Grid(mesh, batch_size(x1), batch_size(second))
         if self.symmetric:
-            schedule = balanced_half(grid.n1, grid.shape, parts.area)
+            schedule = balanced_half(grid.n1, grid.shape, parts.area, parts.beginning)
         else:
             schedule = own_blocks(grid.n1, grid.n2, grid.shape, parts.area)
         self.parts, self.starts = parts.entry.parts, schedule.starts

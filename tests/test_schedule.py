@@ -44,7 +44,7 @@ def test_own_blocks(n1, n2, shape, area):
 @hypothesis.given(n=_sizes, shape=_shapes, area=_areas)
 def test_balanced_half(n, shape, area):
     """Every entry is computed, or the one on the other side of the diagonal."""
-    schedule = balanced_half(n, shape, area)
+    schedule = balanced_half(n, shape, area, area // 8)
     assert schedule.rows == schedule.columns and schedule.rows**2 <= area
     assert schedule.starts.shape[1:] == (math.prod(shape), 2)
     row, column = schedule.starts[..., 0], schedule.starts[..., 1]
@@ -57,7 +57,7 @@ def test_balanced_half(n, shape, area):
 @hypothesis.given(n=st.integers(1, 200), shape=_shapes, area=_areas)
 def test_all_devices_have_work(n, shape, area):
     """The same number of tiles, of which less than one for each is there twice."""
-    starts = balanced_half(n, shape, area).starts
+    starts = balanced_half(n, shape, area, area // 8).starts
     tiles = {tuple(tile) for tile in starts.reshape(-1, 2)}
     devices = math.prod(shape)
     assert starts.shape[0] * devices - len(tiles) < devices
@@ -67,7 +67,7 @@ def test_all_devices_have_work(n, shape, area):
 @pytest.mark.parametrize("area", [8**2, 32**2])
 def test_little_is_idle(devices, area):
     n = 8192
-    half, all_ = balanced_half(n, devices, area), own_blocks(n, n, devices, area)
+    half, all_ = balanced_half(n, devices, area, area // 8), own_blocks(n, n, devices, area)
     assert half.idle_share(n, n, symmetric=True) < 0.05
     assert all_.idle_share(n, n, symmetric=False) < 0.01
 
@@ -75,6 +75,6 @@ def test_little_is_idle(devices, area):
 def test_small_matrices_are_spread():
     """By tiles smaller than there is room for."""
     n, devices = 64, (4, 2)
-    schedule = balanced_half(n, devices, n**2)
+    schedule = balanced_half(n, devices, n**2, 0)
     assert len(schedule.starts) >= 4
     assert schedule.idle_share(n, n, symmetric=True) < 0.3
