@@ -85,7 +85,12 @@ class Parts:
     ) -> Iterator[Pair]:
         parts = self.entry.parts
         each = it.product(items, parts)
-        results = run_all((ft.partial(run, *pair) for pair in each), self.workers)
+        # Threads are of no use to a single program.
+        workers = min(self.workers, len(items) * len(parts))
+        results = run_all((ft.partial(run, *pair) for pair in each), workers)
+        if isinstance(self.entry, Entry):
+            yield from results
+            return
         program = None
         for _ in items:
             total = next(results)

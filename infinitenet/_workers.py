@@ -57,7 +57,7 @@ def run_all(calls: Iterable[Callable[[], _T]], workers: int) -> Iterator[_T]:
     Calls are taken when their turn comes, so that few results are in memory. After an error
     or an interruption no more are begun.
     """
-    if workers == 1:
+    if workers <= 1:
         for call in calls:
             yield jax.block_until_ready(call())
         return
