@@ -28,6 +28,7 @@ class Assembly:
         self.n1, self.n2, self.symmetric = n1, n2, symmetric
         self.on_host = jax.default_backend() == "cpu"
         self._out: PyTree[Any] = None
+        self._device: jax.Device | None = None
 
     def write(self, tile: Pair, at: Tile) -> None:
         """Copies a tile, which has been computed."""
@@ -42,8 +43,9 @@ class Assembly:
     def finish(self) -> Pair:
         """The matrices, to which nothing can be written any more."""
         assert self._out is not None
-        put = lambda a: jax.device_put(a, may_alias=True) if self.on_host else a
-        return jax.block_until_ready(jax.tree.map(put, self._out))
+        put = lambda a: jax.device_put(a, self._device, may_alias=True)
+        out = jax.tree.map(put, self._out) if self.on_host else self._out
+        return jax.block_until_ready(out)
 
     def _write_on_host(self, tile: Pair, at: Tile) -> None:
         # Without programs of JAX, each of which would wait for those of the workers.
@@ -51,6 +53,9 @@ class Assembly:
             shape = self.n1, self.n2
             like = lambda k: _aligned((*shape, *k.shape[2:]), k.dtype)
             self._out = jax.tree.map(like, tile)
+            # Where tiles are, but for those on several devices.
+            devices = list(jax.tree.leaves(tile)[0].devices())
+            self._device = devices[0] if len(devices) == 1 else None
 
         def write(cov: Covariance, out: Covariance) -> None:
             memory: Any = out.array

@@ -8,11 +8,14 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
-from ._covariance import Covariance
+from ._covariance import Covariance, Pairs
 from ._kernel import Demand, Kernel
+from ._layer import AbstractLayer
 from ._program import Program
+from ._weights import without_weights
 
 
 Pair: TypeAlias = tuple[Covariance, Covariance | None]
@@ -66,6 +69,22 @@ class Entry(AbstractEntry):
         return kernel.nngp, kernel.ntk
 
 
+def check_arguments(net: object, demand: Demand) -> None:
+    """**Raises:** `ValueError` for what is no network, or a demand of nothing."""
+    if not isinstance(net, AbstractLayer):
+        raise ValueError(f"`net` must be a layer, but it is {net!r}.")
+    if demand.cross == Pairs.NONE:
+        raise ValueError("`demand.cross` must not be `Pairs.NONE`: nothing would be left.")
+
+
+def entry_of(
+    net: AbstractLayer, ntk: bool, demand: Demand, variance: Float[Array, ""] | None = None
+) -> tuple[PyTree, Entry]:
+    """The arrays of a network, and the rest of it as an entry."""
+    arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
+    return arrays, Entry(static, ntk, demand)
+
+
 #
 # Programs for parts of several entries
 #
@@ -97,6 +116,11 @@ def finish_alone(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
 def program_of(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> Program:
     structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     return _cached_program(entry, fn, structs)
+
+
+@ft.partial(jax.jit, donate_argnums=0)
+def add(total: PyTree, part: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, total, part)
 
 
 # Tracing takes longer than running does for small matrices.

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from ._batch import to_batch
 from ._checks import are_finite, check_finite
 from ._custom_types import Arrays
-from ._entries import Pair
+from ._entries import check_arguments, Pair
 from ._grid import to_mesh
 from ._kernel import Demand
 from ._layer import AbstractLayer
@@ -17,7 +17,7 @@ from ._matrices import Gram, GramDiagonal
 from ._mesh import on_devices
 from ._progress import Progress, reporting
 from ._sharded import ShardedGram
-from ._storing import check_arguments, store_gram
+from ._storing import store_gram
 from ._tiled import tiled_diagonal, TiledGram
 from ._traced_gram import traced_diagonal, traced_gram
 from ._tracing import is_traced

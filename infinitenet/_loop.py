@@ -19,8 +19,7 @@ _MAX_PERIOD = 8
 def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels:
     """The kernel after blocks of layers that are alike, but for values of their arrays.
 
-    As a loop, which is compiled once for all of them. On CPUs it is also faster than one
-    program for each layer, as each of these ends with a change of threads.
+    As a loop, which is compiled once for all of them.
     """
     blocks = list(blocks)
     # The first ones may be given more than they pass on, or another number of channels.

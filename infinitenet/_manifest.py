@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
 from ._batch import batch_size, first_of
 from ._checkpoint import fingerprint_of, fingerprint_of_program
-from ._entries import Entry
+from ._entries import entry_of
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._weights import without_weights
@@ -33,8 +32,7 @@ def manifest_of(
     Arguments are as those of [`infinitenet.gram`][], as batches.
     """
     net = without_weights(net)
-    arrays, static = eqx.partition((net, None), eqx.is_array)
-    entry = Entry(static, ntk, demand)
+    arrays, entry = entry_of(net, ntk, demand)
     second = x1 if x2 is None else x2
     args = arrays, first_of(x1), first_of(second)
     nngp, _ = jax.eval_shape(entry, *args)

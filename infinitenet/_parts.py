@@ -5,16 +5,14 @@ import itertools as it
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._batch import first_of
 from ._entries import (
     AbstractEntry,
+    add,
     alone,
-    Entry,
+    entry_of,
     finish_alone,
     finish_pairs,
     one,
@@ -27,7 +25,6 @@ from ._layer import AbstractLayer
 from ._pooled import to_pooled
 from ._tiles import beginning_of, choose_area, cut, most_entries, most_of, Tile, to_memory
 from ._uniform import common_variance
-from ._weights import without_weights
 from ._workers import keep_memory, n_workers, run_all
 
 
@@ -48,11 +45,11 @@ class Parts:
         self.x1, self.x2 = x1, x2
         self.workers = n_workers() if workers is None else workers
         variance = common_variance(net, x1, x2)
-        self.arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
+        self.arrays, entry = entry_of(net, ntk, demand, variance)
         memory = to_memory(memory)
         most = most_of(memory // self.workers)
-        pooled = to_pooled(net, static, ntk, demand, first_of(x1), most)
-        self.entry: AbstractEntry = Entry(static, ntk, demand) if pooled is None else pooled
+        pooled = to_pooled(net, entry.static, ntk, demand, first_of(x1), most)
+        self.entry: AbstractEntry = entry if pooled is None else pooled
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, first_of(x1), first_of(x2), part)
         # With little memory, one at a time.
@@ -88,19 +85,11 @@ class Parts:
         # Threads are of no use to a single program.
         workers = min(self.workers, len(items) * len(parts))
         results = run_all((ft.partial(run, *pair) for pair in each), workers)
-        if isinstance(self.entry, Entry):
-            yield from results
-            return
         program = None
         for _ in items:
             total = next(results)
             for _ in parts[1:]:
-                total = _add(total, next(results))
+                total = add(total, next(results))
             if program is None:
                 program = program_of(self.entry, finish, self.arrays, total)
             yield program(self.arrays, total)
-
-
-@ft.partial(jax.jit, donate_argnums=0)
-def _add(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, a, b)

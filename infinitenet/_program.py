@@ -23,10 +23,9 @@ class Program:
         self.jaxpr, shapes = jax.make_jaxpr(
             lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*flat)
-        self.run, self.out = (
-            jax.jit(jex.jaxpr_as_fun(self.jaxpr)),
-            jax.tree.structure(shapes),
-        )
+        run, self.out = jex.jaxpr_as_fun(self.jaxpr), jax.tree.structure(shapes)
+        # One that does nothing is not worth a call.
+        self.run = jax.jit(run) if self.jaxpr.eqns else run
 
     def __call__(self, *args: PyTree) -> PyTree:
         return jax.tree.unflatten(self.out, self.run(*jax.tree.leaves(args)))

@@ -47,12 +47,12 @@ _SECONDS = 1.0
 class Pace:
     """How many steps of a program to go until the next look, whatever the machine."""
 
-    def __init__(self):
-        self.steps = 1
+    def __init__(self, seconds: float = _SECONDS, least: int = 1):
+        self.seconds, self.least, self.steps = seconds, least, least
 
     def heed(self, seconds: float) -> None:
         """Learns from how long so many steps took."""
-        if seconds < _SECONDS / 2:
+        if seconds < self.seconds / 2:
             self.steps *= 2
-        elif seconds > 2 * _SECONDS:
-            self.steps = max(self.steps // 2, 1)
+        elif seconds > 2 * self.seconds:
+            self.steps = max(self.steps // 2, self.least)

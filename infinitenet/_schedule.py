@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from ._tiles import starts, tile_shape
+from ._tiles import Cost, starts, tile_shape
 
 
 class Schedule(NamedTuple):
@@ -49,12 +49,11 @@ def own_blocks(n1: int, n2: int, shape: tuple[int, int], area: int) -> Schedule:
 def balanced_half(n: int, shape: tuple[int, int], area: int, beginning: int) -> Schedule:
     """The tiles on and above the diagonal of a symmetric matrix, dealt out like cards.
 
-    The last round is filled up with tiles that are computed twice. `beginning` is that of
-    `choose_tiles`.
+    The last round is filled up with tiles that are computed twice. `beginning` is that of a
+    `Cost`.
     """
     devices = math.prod(shape)
-    cost = {"beginning": beginning, "at_once": devices}
-    size, _ = tile_shape(n, n, area, symmetric=True, **cost)
+    size, _ = tile_shape(n, n, area, symmetric=True, cost=Cost(beginning, devices))
     at = np.array(starts(n, size), np.int32)
     # There are millions of tiles of few entries.
     i, j = (index.astype(np.int32) for index in np.triu_indices(len(at)))

@@ -4,13 +4,12 @@ import functools as ft
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from ._batch import batch_size
-from ._entries import Pair
+from ._entries import add, Pair
 from ._grid import Grid
 from ._kernel import Demand
 from ._layer import AbstractLayer
@@ -99,7 +98,7 @@ class ShardedGram:
     def _tiles(self, x1: PyTree, x2: PyTree, at: Array) -> Pair:
         """A tile on each device."""
         run = lambda part: self.programs.tile(self.arrays, x1, x2, at, part)
-        total = ft.reduce(_add, map(run, self.parts))
+        total = ft.reduce(add, map(run, self.parts))
         return self.programs.finish_tile(self.arrays, total, at)
 
     def _diagonal(self) -> Pair:
@@ -110,11 +109,6 @@ class ShardedGram:
         at, out = starts(self.own, programs.step), []
         for start in at:
             run = lambda part, i=start: programs.diagonal(self.arrays, x, i, part)
-            total = ft.reduce(_add, map(run, self.parts))
+            total = ft.reduce(add, map(run, self.parts))
             out.append(programs.finish_diagonal(self.arrays, total))
         return programs.join_diagonal(at, out)
-
-
-@ft.partial(jax.jit, donate_argnums=0)
-def _add(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, a, b)

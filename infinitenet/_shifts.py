@@ -112,7 +112,6 @@ class Shifts(eqx.Module):
 
             offsets = [d - before for d in range(window.size[dim])]
             both = [within(stride * p, d) & within(stride * q, d) for d in offsets]
-            # Roots are expensive, so that XLA does not compute them again for each entry.
             masks.append([mask.astype(dtype) for mask in both])
         return masks
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ._batch import to_batch
-from ._covariance import Pairs
 from ._custom_types import Arrays
+from ._entries import check_arguments
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._manifest import manifest_of
-from ._progress import Progress, reporting
+from ._progress import Pace, Progress, reporting
 from ._store import open_or_create, StoredGram
 from ._tiled import TiledGram
 from ._tiles import Tile
@@ -85,17 +85,9 @@ def store_gram(
     manifest = manifest_of(net, x1, x2, ntk, demand)
     stored = open_or_create(store, manifest, tiles.tiling)
     tiles.tiling = stored.tiling
-    _check_memory(tiles, stored)
+    _fit_memory(tiles, stored)
     _fill(tiles, stored, stored.tiling.tiles[index::count], progress)
     return stored
-
-
-def check_arguments(net: object, demand: Demand) -> None:
-    """**Raises:** `ValueError` for what is no network, or a demand of nothing."""
-    if not isinstance(net, AbstractLayer):
-        raise ValueError(f"`net` must be a layer, but it is {net!r}.")
-    if demand.cross == Pairs.NONE:
-        raise ValueError("`demand.cross` must not be `Pairs.NONE`: nothing would be left.")
 
 
 def _to_share(share: tuple[int, int] | None) -> tuple[int, int]:
@@ -108,9 +100,15 @@ def _to_share(share: tuple[int, int] | None) -> tuple[int, int]:
     return index, count
 
 
-def _check_memory(tiles: TiledGram, stored: StoredGram) -> None:
+def _fit_memory(tiles: TiledGram, stored: StoredGram) -> None:
+    """Computes as many tiles at a time as there is memory for.
+
+    It may be less than it was when their size was chosen.
+    """
     rows, columns, _ = stored.tiling
-    if rows * columns > tiles.parts.most:
+    at_once = tiles.parts.most // (rows * columns)
+    tiles.parts.workers = min(tiles.parts.workers, at_once)
+    if at_once < 1:
         raise ValueError(
             f"The tiles of the store {stored.path}, of {rows} x {columns} entries, no "
             f"longer fit into `memory`, which has room for {tiles.parts.most} entries: "
@@ -135,16 +133,14 @@ def _fill(
             report(total - total * left // max(len(wanted), 1), total)
 
         tell(len(todo))
-        least = size = 2 * tiles.parts.workers
+        pace = Pace(_SECONDS, 2 * tiles.parts.workers)
         while todo:
             began = time.monotonic()
-            batch, todo = _next_missing(stored, todo, size)
+            batch, todo = _next_missing(stored, todo, pace.steps)
             for k, values in enumerate(tiles.compute(batch)):
                 stored.write(batch[k], values)
                 tell(len(todo) + len(batch) - k - 1)
-            seconds = time.monotonic() - began
-            size = 2 * size if seconds < _SECONDS / 2 else size
-            size = max(size // 2, least) if seconds > 2 * _SECONDS else size
+            pace.heed(time.monotonic() - began)
 
 
 def _next_missing(

@@ -14,7 +14,7 @@ from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._parts import Parts
 from ._progress import Progress
-from ._tiles import choose_tiles, cut, starts, Tile
+from ._tiles import choose_tiles, Cost, cut, starts, Tile
 
 
 class TiledGram:
@@ -36,14 +36,14 @@ class TiledGram:
         self.symmetric = x2 is None
         self.parts = Parts(net, x1, x1 if x2 is None else x2, ntk, demand, memory)
         self.n1, self.n2 = batch_size(self.parts.x1), batch_size(self.parts.x2)
+        # Parts of one tile are computed at a time too.
+        at_once = self.parts.workers if len(self.parts.entry.parts) == 1 else 1
         self.tiling = choose_tiles(
             self.n1,
             self.n2,
             self.parts.area,
             symmetric=self.symmetric,
-            beginning=self.parts.beginning,
-            # Parts of one tile are computed at a time too.
-            at_once=self.parts.workers if len(self.parts.entry.parts) == 1 else 1,
+            cost=Cost(self.parts.beginning, at_once),
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:
@@ -73,12 +73,14 @@ class TiledGram:
     def whole(self, report: Progress) -> Pair:
         """The matrix in memory."""
         # Backwards: so where tiles overlap the first one counts, as it does in a store.
-        tiles = self.tiling.tiles[::-1]
-        if len(tiles) == 1:
-            (out,) = self.compute(tiles)
-            return jax.block_until_ready(out)
-        total, out = self.n1 * self.n2, Assembly(self.n1, self.n2, symmetric=self.symmetric)
+        tiles, total = self.tiling.tiles[::-1], self.n1 * self.n2
         report(0, total)
+        if len(tiles) == 1:
+            (only,) = self.compute(tiles)
+            only = jax.block_until_ready(only)
+            report(total, total)
+            return only
+        out = Assembly(self.n1, self.n2, symmetric=self.symmetric)
         for done, (tile, new) in enumerate(zip(tiles, self.compute(tiles), strict=True), 1):
             out.write(new, tile)
             report(done * total // len(tiles), total)

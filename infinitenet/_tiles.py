@@ -51,6 +51,18 @@ class Tiling(NamedTuple):
     tiles: tuple[Tile, ...]
 
 
+class Cost(NamedTuple):
+    """What decides on the size of tiles of symmetric matrices.
+
+    - `beginning`: the number of entries that are computed in the time that it takes to
+        begin and to end a tile.
+    - `at_once`: how many tiles are computed at a time.
+    """
+
+    beginning: int = 0
+    at_once: int = 1
+
+
 def default_memory() -> int:
     """Half of the device's memory, in bytes."""
     stats = jax.local_devices()[0].memory_stats()
@@ -90,7 +102,7 @@ def choose_area(entry: int, memory: int) -> int:
 
 
 def beginning_of(entry: int) -> int:
-    """`beginning` of `choose_tiles`, when each entry takes arrays of `entry` bytes."""
+    """`beginning` of a cost, when each entry takes arrays of `entry` bytes."""
     return _BEGINNING // entry
 
 
@@ -105,13 +117,7 @@ def most_of(memory: int) -> int:
 
 
 def choose_tiles(
-    n1: int,
-    n2: int,
-    area: int,
-    *,
-    symmetric: bool,
-    beginning: int = 0,
-    at_once: int = 1,
+    n1: int, n2: int, area: int, *, symmetric: bool, cost: Cost = Cost()
 ) -> Tiling:
     """Covers a matrix, or the half of it on one side of its diagonal, by tiles.
 
@@ -120,28 +126,19 @@ def choose_tiles(
     - `n1`, `n2`: the number of rows and of columns.
     - `area`: the largest number of entries of a tile.
     - `symmetric`: whether to leave out tiles below the diagonal.
-    - `beginning`: the number of entries that are computed in the time that it takes to
-        begin and to end a tile.
-    - `at_once`: how many tiles are computed at a time.
+    - `cost`: of a tile, if it is.
     """
-    cost = {"beginning": beginning, "at_once": at_once}
-    rows, columns = tile_shape(n1, n2, area, symmetric=symmetric, **cost)
+    rows, columns = tile_shape(n1, n2, area, symmetric=symmetric, cost=cost)
     return cover(n1, n2, rows, columns, symmetric=symmetric)
 
 
 def tile_shape(
-    n1: int,
-    n2: int,
-    area: int,
-    *,
-    symmetric: bool,
-    beginning: int = 0,
-    at_once: int = 1,
+    n1: int, n2: int, area: int, *, symmetric: bool, cost: Cost = Cost()
 ) -> tuple[int, int]:
     """The numbers of rows and columns of tiles: see `choose_tiles`."""
     side = max(math.isqrt(area), 1)
     if symmetric:
-        side = _side(n1, side, beginning, at_once)
+        side = _side(n1, side, cost)
         return side, side
     rows = _even(n1, max(side, area // n2))
     return rows, _even(n2, area // rows)
@@ -155,7 +152,7 @@ def cover(n1: int, n2: int, rows: int, columns: int, *, symmetric: bool) -> Tili
     return Tiling(rows, columns, tuple(tiles))
 
 
-def _side(n: int, most: int, beginning: int, at_once: int) -> int:
+def _side(n: int, most: int, cost: Cost) -> int:
     """The side of tiles of a symmetric matrix that take least: those on its diagonal are
     half superfluous, the more so the larger they are."""
 
@@ -163,7 +160,7 @@ def _side(n: int, most: int, beginning: int, at_once: int) -> int:
         rows = -(-n // parts)
         # Single entries of the diagonal are known without tiles.
         tiles = parts * (parts + 1) // 2 - parts * (rows == 1)
-        return -(-tiles // at_once) * (rows**2 + beginning)
+        return -(-tiles // cost.at_once) * (rows**2 + cost.beginning)
 
     fewest = -(-n // most)
     parts = min(range(fewest, min(n, fewest + _MORE) + 1), key=time)

@@ -1,17 +1,15 @@
 """Kernel matrices as one computation, which can be transformed."""
 
-import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._batch import batch_size, first_of
-from ._entries import Entry, one, Pair, program_of
+from ._entries import Entry, entry_of, one, Pair, program_of
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._tiles import choose_area, to_memory
-from ._weights import without_weights
 
 
 def traced_gram(
@@ -23,7 +21,7 @@ def traced_gram(
     memory: int | None,
 ) -> Pair:
     """Entries between inputs, or of some with themselves if `x2` is `None`."""
-    arrays, entry = _entry(net, ntk, demand)
+    arrays, entry = entry_of(net, ntk, demand)
     area = _area(entry, arrays, x1, x1 if x2 is None else x2, memory)
     return _by_rows(entry, arrays, x1, x2, area)
 
@@ -32,13 +30,8 @@ def traced_diagonal(
     net: AbstractLayer, x: PyTree, ntk: bool, demand: Demand, memory: int | None
 ) -> Pair:
     """The kernel of each input with itself."""
-    arrays, entry = _entry(net, ntk, demand)
+    arrays, entry = entry_of(net, ntk, demand)
     return _diagonal_by_rows(entry, arrays, x, _area(entry, arrays, x, x, memory))
-
-
-def _entry(net: AbstractLayer, ntk: bool, demand: Demand) -> tuple[PyTree, Entry]:
-    arrays, static = eqx.partition((without_weights(net), None), eqx.is_array)
-    return arrays, Entry(static, ntk, demand)
 
 
 def _area(entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree, memory: int | None) -> int:

@@ -182,6 +182,14 @@ _COLLECTIVES = (
 )
 
 
+def check_place_of_inputs():
+    """Without a mesh, matrices are on the device of the inputs."""
+    device = jax.devices()[3]
+    x = jax.device_put(VECTORS[0, :8], device)
+    for memory in (None, memory_for(DENSE, x, 4)):
+        assert inn.gram(DENSE, x, memory=memory).ntk.devices() == {device}
+
+
 def check_no_communication():
     """Programs that compute tiles need nothing of other devices."""
     # Whether of two sets, or of one with itself.

@@ -136,6 +136,12 @@ def test_progress():
     assert len(calls) > 3
 
 
+def test_progress_of_a_single_tile():
+    calls = []
+    inn.gram(_net, _x, _y, progress=lambda *args: calls.append(args))
+    assert calls == [(0, 77), (77, 77)]
+
+
 def test_progress_bar_is_for_long_work(capsys):
     inn.gram(_net, _x)
     assert capsys.readouterr().err == ""
