@@ -28,7 +28,7 @@ class Assembly:
         self.n1, self.n2, self.symmetric = n1, n2, symmetric
         self.on_host = jax.default_backend() == "cpu"
         self._out: PyTree[Any] = None
-        self._device: jax.Device | None = None
+        self._device: Any = None
 
     def write(self, tile: Pair, at: Tile) -> None:
         """Copies a tile, which has been computed."""

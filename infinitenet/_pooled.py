@@ -49,7 +49,7 @@ class PooledEntry(AbstractEntry):
     out: tuple[int, ...]
     count: int
 
-    @ft.cached_property
+    @property
     def parts(self):
         along = [range(n) for n in self.out[:-1]] + [range(0, self.out[-1], self.count)]
         return [np.multiply(a, self.step).astype(np.int32) for a in it.product(*along)]

@@ -25,7 +25,7 @@ class Program:
         )(*flat)
         run, self.out = jex.jaxpr_as_fun(self.jaxpr), jax.tree.structure(shapes)
         # One that does nothing is not worth a call.
-        self.run = jax.jit(run) if self.jaxpr.eqns else run
+        self.run: Any = jax.jit(run) if self.jaxpr.eqns else run
 
     def __call__(self, *args: PyTree) -> PyTree:
         return jax.tree.unflatten(self.out, self.run(*jax.tree.leaves(args)))
