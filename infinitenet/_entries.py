@@ -82,7 +82,13 @@ def entry_of(
 ) -> tuple[PyTree, Entry]:
     """The arrays of a network, and the rest of it as an entry."""
     arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
-    return arrays, Entry(static, ntk, demand)
+    return arrays, _interned(Entry(static, ntk, demand))
+
+
+@ft.lru_cache(maxsize=256)
+def _interned(entry: Entry) -> Entry:
+    """One of all that are equal, so that caches of what belongs to it compare no networks."""
+    return entry
 
 
 #

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from ._batch import first_of
+from ._batch import shape_of_one
 from ._entries import (
     AbstractEntry,
     add,
@@ -48,16 +48,17 @@ class Parts:
         self.arrays, entry = entry_of(net, ntk, demand, variance)
         memory = to_memory(memory)
         most = most_of(memory // self.workers)
-        pooled = to_pooled(net, entry.static, ntk, demand, first_of(x1), most)
+        one1, one2 = shape_of_one(x1), shape_of_one(x2)
+        pooled = to_pooled(net, entry.static, ntk, demand, one1, most)
         self.entry: AbstractEntry = entry if pooled is None else pooled
         part = self.entry.parts[0]
-        program = program_of(self.entry, one, self.arrays, first_of(x1), first_of(x2), part)
+        program = program_of(self.entry, one, self.arrays, one1, one2, part)
         # With little memory, one at a time.
-        enough = most_of(memory) >= self.workers * program.largest_array
+        enough = most_of(memory) >= self.workers * program.largest_of_others
         self.workers = self.workers if enough else 1
-        self.area = choose_area(program.largest_array, memory // self.workers)
-        self.beginning = beginning_of(program.largest_array)
-        self.most = most_entries(program.largest_array, memory)
+        self.area = choose_area(program.largest_of_others, memory // self.workers)
+        self.beginning = beginning_of(program.largest_of_others)
+        self.most = most_entries(program.largest_of_others, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:
         """The entries of tiles of some shape, in order."""

@@ -114,7 +114,12 @@ def _flat(layers: Iterable[AbstractLayer]) -> Iterator[AbstractLayer]:
 
 
 def to_pooled(
-    net: AbstractLayer, static: PyTree, ntk: bool, demand: Demand, x: PyTree, most: int
+    net: AbstractLayer,
+    static: PyTree,
+    ntk: bool,
+    demand: Demand,
+    x: PyTree[jax.ShapeDtypeStruct],
+    most: int,
 ) -> PooledEntry | None:
     """The entries of a network, if it is one with pooling of which this is true.
 
@@ -122,13 +127,12 @@ def to_pooled(
 
     - `net`, `static`: the network, and what is not arrays of it.
     - `ntk`, `demand`: as of [`infinitenet.gram`][].
-    - `x`: an example.
+    - `x`: the shape of an example.
     - `most`: bytes that an array of some distances may take.
     """
-    if not eqx.is_array(x):
+    if not isinstance(x, jax.ShapeDtypeStruct):
         return None
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return _cached_pooled(_Uncompared(net), static, ntk, demand, shape, most)
+    return _cached_pooled(_Uncompared(net), static, ntk, demand, x, most)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
+
+from ._batch import batch_size
 
 
 # Bytes of one array of a tile which still let the layers before and after share the cache
@@ -182,9 +185,15 @@ def empty(tile: PyTree[Array], n1: int, n2: int) -> PyTree[Array]:
     return jax.tree.map(lambda k: jnp.zeros((n1, n2, *k.shape[2:]), k.dtype), tile)
 
 
-@ft.partial(jax.jit, static_argnums=2)
-def cut(x: PyTree[Array], start: int | Array, size: int) -> PyTree[Array]:
+def cut(
+    x: PyTree[Array | np.ndarray], start: int | Array, size: int
+) -> PyTree[Array | np.ndarray]:
     """Examples of a batch, from some start."""
+    return x if size == batch_size(x) else _cut(x, start, size)
+
+
+@ft.partial(jax.jit, static_argnums=2)
+def _cut(x: PyTree[Array], start: int | Array, size: int) -> PyTree[Array]:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), x)
 
 
