@@ -41,9 +41,12 @@ class AbstractEntry(abc.ABC):
         """The entry, given the sum of all."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry(AbstractEntry):
-    """An entry that is a single part."""
+    """An entry that is a single part.
+
+    There is one of all that are equal: see `entry_of`.
+    """
 
     static: PyTree
     ntk: bool
@@ -60,6 +63,10 @@ class Entry(AbstractEntry):
     def finish(self, arrays, total):
         del arrays
         return total
+
+    def net(self, arrays: PyTree) -> AbstractLayer:
+        """The network."""
+        return eqx.combine(arrays, self.static)[0]
 
     def __call__(self, arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
         net, variance = eqx.combine(arrays, self.static)
@@ -82,13 +89,11 @@ def entry_of(
 ) -> tuple[PyTree, Entry]:
     """The arrays of a network, and the rest of it as an entry."""
     arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
-    return arrays, _interned(Entry(static, ntk, demand))
+    return arrays, _entry(static, ntk, demand)
 
 
-@ft.lru_cache(maxsize=256)
-def _interned(entry: Entry) -> Entry:
-    """One of all that are equal, so that caches of what belongs to it compare no networks."""
-    return entry
+# So caches of what belongs to an entry need not compare networks.
+_entry = ft.lru_cache(maxsize=256)(Entry)
 
 
 #

@@ -23,6 +23,7 @@ from ._entries import (
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._pooled import to_pooled
+from ._pooled_windows import to_pooled_windows
 from ._tiles import beginning_of, choose_area, cut, most_entries, most_of, Tile, to_memory
 from ._uniform import common_variance
 from ._workers import keep_memory, n_workers, run_all
@@ -49,16 +50,17 @@ class Parts:
         memory = to_memory(memory)
         most = most_of(memory // self.workers)
         one1, one2 = shape_of_one(x1), shape_of_one(x2)
-        pooled = to_pooled(net, entry.static, ntk, demand, one1, most)
-        self.entry: AbstractEntry = entry if pooled is None else pooled
+        about = entry, self.arrays, one1, most
+        by_distances = to_pooled(*about) or to_pooled_windows(*about)
+        self.entry: AbstractEntry = by_distances or entry
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, one1, one2, part)
         # With little memory, one at a time.
-        enough = most_of(memory) >= self.workers * program.largest_of_others
+        enough = most_of(memory) >= self.workers * program.largest_of_pairs
         self.workers = self.workers if enough else 1
-        self.area = choose_area(program.largest_of_others, memory // self.workers)
-        self.beginning = beginning_of(program.largest_of_others)
-        self.most = most_entries(program.largest_of_others, memory)
+        self.area = choose_area(program.largest_of_pairs, memory // self.workers)
+        self.beginning = beginning_of(program.largest_of_pairs)
+        self.most = most_entries(program.largest_of_pairs, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:
         """The entries of tiles of some shape, in order."""

@@ -1,7 +1,6 @@
 """Functions without the Python that made them."""
 
 import functools as ft
-import itertools as it
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ class Program:
 
     def __init__(self, fn: Callable[..., PyTree], *args: PyTree):
         flat, structure = jax.tree.flatten(args)
-        self._first = len(jax.tree.leaves(args[0]))
+        self._sizes = [len(jax.tree.leaves(arg)) for arg in args]
         self.jaxpr, shapes = jax.make_jaxpr(
             lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*flat)
@@ -38,41 +37,49 @@ class Program:
     @ft.cached_property
     def largest_array(self) -> int:
         """Bytes of the largest array that is computed on the way."""
-        return self._largest(first=0)
+        return self._largest([{0}] * len(self._sizes))
 
     @ft.cached_property
-    def largest_of_others(self) -> int:
-        """The same, of arrays that depend on other arguments than the first one.
+    def largest_of_pairs(self) -> int:
+        """The same, of arrays that depend both on the second and on the third argument.
 
-        If these are axes of `vmap`, then only such arrays are.
+        In a matrix of such pairs, there are fewer of all others.
         """
-        return self._largest(first=self._first)
+        return self._largest([set(), {1}, {2}, *[set()] * (len(self._sizes) - 3)])
 
-    def _largest(self, first: int) -> int:
-        varies = [i >= first for i in range(len(self.jaxpr.in_avals))]
-        return max(_variables_bytes(self.jaxpr.jaxpr, varies))
+    def _largest(self, sources: Sequence[set[int]]) -> int:
+        inputs = [s for s, n in zip(sources, self._sizes, strict=True) for _ in range(n)]
+        every = set().union(*sources)
+        return max(_variables_bytes(self.jaxpr.jaxpr, inputs, every))
 
 
-def _variables_bytes(jaxpr: jex.Jaxpr, varies: Sequence[bool]) -> Iterator[int]:
-    """Of all variables that depend on inputs which vary."""
-    varying = set(it.compress(jaxpr.invars, varies))
+def _variables_bytes(
+    jaxpr: jex.Jaxpr, inputs: Sequence[set[int]], every: set[int]
+) -> Iterator[int]:
+    """Of all variables that depend on every one of some sources, as inputs do or not."""
+    sources = dict(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
-        given = [isinstance(v, jex.Var) and v in varying for v in eqn.invars]
-        if not any(given):
+        given = [sources.get(v, set()) if _is_variable(v) else set() for v in eqn.invars]
+        union = set().union(*given)
+        sources.update(dict.fromkeys(eqn.outvars, union))
+        if union < every:
             continue
-        varying.update(eqn.outvars)
         for variable in eqn.outvars:
             aval: Any = variable.aval
             if hasattr(aval, "dtype"):
                 yield math.prod(aval.shape) * aval.dtype.itemsize
         if eqn.params.get("name") == _BOUNDED:
             continue
-        is_call = eqn.primitive.name in _CALLS
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(inner):
                 inner = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
-                inside = given if is_call else [True] * len(inner.invars)
-                yield from _variables_bytes(inner, inside)
+                is_call = eqn.primitive.name in _CALLS
+                within = given if is_call else [union] * len(inner.invars)
+                yield from _variables_bytes(inner, within, every)
+
+
+def _is_variable(value: object) -> bool:
+    return isinstance(value, jex.Var)
 
 
 def _is_jaxpr(value: object) -> bool:

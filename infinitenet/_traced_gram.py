@@ -36,7 +36,7 @@ def traced_diagonal(
 
 def _area(entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree, memory: int | None) -> int:
     program = program_of(entry, one, arrays, shape_of_one(x1), shape_of_one(x2), None)
-    return choose_area(program.largest_of_others, to_memory(memory))
+    return choose_area(program.largest_of_pairs, to_memory(memory))
 
 
 def _by_rows(

@@ -69,7 +69,7 @@ def memory_for(net, x, area):
         cut(largest.x2, 0, 1),
         largest.entry.parts[0],
     )
-    return 8 * area * program.largest_of_others
+    return 8 * area * program.largest_of_pairs
 
 
 #
