@@ -116,13 +116,12 @@ def _groups(layers: Sequence[AbstractLayer]) -> list[list[int]]:
         groups[-1].append(i)
         if not _is_light(layer):
             groups.append([])
-    groups = [group for group in groups if group]
-    end = groups[-1:]
-    if len(groups) > 1 and all(_is_light(layers[i]) for i in end[0]):
-        if not isinstance(layers[groups[-2][0]], AbstractCombinator):
-            # There is no layer which they could be together with but the last one.
-            groups[-2:] = [groups[-2] + groups[-1]]
-    return groups
+    *groups, end = [group for group in groups if group]
+    is_light = all(_is_light(layers[i]) for i in end)
+    if groups and is_light and not isinstance(layers[groups[-1][0]], AbstractCombinator):
+        # There are no later layers which the last ones could be together with.
+        end = groups.pop() + end
+    return [*groups, end]
 
 
 def _with_end(
