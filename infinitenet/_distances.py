@@ -25,8 +25,11 @@ _of_inputs = eqx.filter_jit(
 
 
 @eqx.filter_jit
-def _with_equal(kernel: Kernel, same: Kernel) -> Kernel:
-    """Replaces entries at equal positions, if they are there."""
+def _with_equal(kernel: Kernel, same: Kernel | None) -> Kernel:
+    """Replaces entries at equal positions, if they are there.
+
+    Without `same`, by those of the first input, which are the same of NNGP.
+    """
     shifts = kernel.nngp.shifts
     assert shifts is not None
     is_there = jnp.all(shifts.start == 0)
@@ -34,9 +37,10 @@ def _with_equal(kernel: Kernel, same: Kernel) -> Kernel:
     def replace(k: Float[Array, "count *spatial"], k0: Float[Array, "*spatial"]) -> Array:
         return k.at[0].set(jnp.where(is_there, k0, k[0]))
 
-    covariances = lambda k: [c.array for c in (k.nngp, k.ntk) if c is not None]
-    new = map(replace, covariances(kernel), covariances(same))
-    return eqx.tree_at(covariances, kernel, list(new))
+    arrays = lambda *covariances: [c.array for c in covariances if c is not None]
+    of_pair = lambda kernel: arrays(kernel.nngp, kernel.ntk)
+    equal = arrays(kernel.cov1) if same is None else of_pair(same)
+    return eqx.tree_at(of_pair, kernel, list(map(replace, of_pair(kernel), equal)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,8 @@ def at_distances(
     if x2 is not None:
         return kernel
     # At equal positions it is exact then: see `Kernel.alone`.
-    return _with_equal(kernel, infinite(net, _of_inputs(x1, None, _EQUAL, ntk, None)))
+    alone = infinite(net, _of_inputs(x1, None, _EQUAL, ntk, None)) if ntk else None
+    return _with_equal(kernel, alone)
 
 
 def flat_layers(net: AbstractLayer) -> list[AbstractLayer]:

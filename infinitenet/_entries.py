@@ -32,6 +32,11 @@ class AbstractEntry(abc.ABC):
     def parts(self) -> Sequence[Any]:
         """What tells the parts from each other: arrays of the same shapes."""
 
+    @property
+    def parts_alone(self) -> Sequence[Any]:
+        """Those of the kernel of an input with itself, if these are others."""
+        return self.parts
+
     @abc.abstractmethod
     def part(self, arrays: PyTree, x1: PyTree, x2: PyTree | None, part: Any) -> PyTree:
         """One of them, of a pair of inputs, or of an input with itself."""

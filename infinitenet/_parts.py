@@ -71,19 +71,23 @@ class Parts:
             x1 = cut(self.x1, tile.row, rows)
             return program(self.arrays, x1, cut(self.x2, tile.column, columns), part)
 
-        return self._sums(run, tiles, finish_pairs)
+        return self._sums(run, tiles, self.entry.parts, finish_pairs)
 
     def diagonals(self, at: Sequence[int], size: int) -> Iterator[Pair]:
         """The kernel of each input with itself, of those from each of some starts."""
         x = cut(self.x1, 0, size)
-        program = program_of(self.entry, alone, self.arrays, x, self.entry.parts[0])
+        parts = self.entry.parts_alone
+        program = program_of(self.entry, alone, self.arrays, x, parts[0])
         run = lambda start, part: program(self.arrays, cut(self.x1, start, size), part)
-        return self._sums(run, at, finish_alone)
+        return self._sums(run, at, parts, finish_alone)
 
     def _sums(
-        self, run: Callable[..., PyTree], items: Sequence[Any], finish: Callable[..., Pair]
+        self,
+        run: Callable[..., PyTree],
+        items: Sequence[Any],
+        parts: Sequence[Any],
+        finish: Callable[..., Pair],
     ) -> Iterator[Pair]:
-        parts = self.entry.parts
         each = it.product(items, parts)
         # Threads are of no use to a single program.
         workers = min(self.workers, len(items) * len(parts))

@@ -47,15 +47,35 @@ class PooledEntry(AbstractEntry):
 
     @property
     def parts(self):
+        return [self._part(a, 1) for a in self._distances]
+
+    @property
+    def parts_alone(self):
+        # Distances -a contribute as much as a: one of them, twice.
+        def weight(a: tuple[int, ...]) -> int:
+            others = a[:-1]
+            opposite = tuple(-i % n for i, n in zip(others, self.out[:-1], strict=True))
+            return 1 + (others < opposite) - (others > opposite)
+
+        return [self._part(a, weight(a)) for a in self._distances if weight(a)]
+
+    @property
+    def _distances(self) -> list[tuple[int, ...]]:
         along = [range(n) for n in self.out[:-1]] + [range(0, self.out[-1], self.count)]
-        return [np.multiply(a, self.step).astype(np.int32) for a in it.product(*along)]
+        return list(it.product(*along))
+
+    def _part(self, distances: tuple[int, ...], weight: int) -> tuple[np.ndarray, np.int32]:
+        return np.multiply(distances, self.step).astype(np.int32), np.int32(weight)
 
     def part(self, arrays, x1, x2, part):
         layers = self._layers(arrays)
         head, pool = Sequential(layers[: self.index]), layers[self.index]
-        shifts = Shifts(part, self.step[-1], self.count)
+        start, weight = part
+        shifts = Shifts(start, self.step[-1], self.count)
         kernel = at_distances(head, x1, x2, self.entry.ntk, shifts)
-        return infinite(pool, kernel.restrict(Demand()))
+        total = infinite(pool, kernel.restrict(Demand()))
+        times = lambda k: weight.astype(k.dtype) * k
+        return jax.tree.map(times, total)
 
     def finish(self, arrays, total):
         rest = Sequential(self._layers(arrays)[self.index + 1 :])

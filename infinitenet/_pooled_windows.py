@@ -64,7 +64,8 @@ class PooledWindowsEntry(AbstractEntry):
         # Distances along all dimensions but the last one, of which all are at once.
         others = self.out[:-1]
         starts = np.array([*it.product(*map(range, others))], np.int32)
-        return list(starts.reshape(self.count, -1, len(others)))
+        each = math.prod(others) // self.count
+        return list(starts.reshape(self.count, each, len(others)))
 
     def part(self, arrays, x1, x2, part):
         head = Sequential(self._layers(arrays)[: self.index])

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._batch import batch_size
@@ -185,9 +184,7 @@ def empty(tile: PyTree[Array], n1: int, n2: int) -> PyTree[Array]:
     return jax.tree.map(lambda k: jnp.zeros((n1, n2, *k.shape[2:]), k.dtype), tile)
 
 
-def cut(
-    x: PyTree[Array | np.ndarray], start: int | Array, size: int
-) -> PyTree[Array | np.ndarray]:
+def cut(x: PyTree[Array], start: int | Array, size: int) -> PyTree[Array]:
     """Examples of a batch, from some start."""
     return x if size == batch_size(x) else _cut(x, start, size)
 

@@ -197,7 +197,7 @@ def check_no_communication():
         second = None if symmetric else x[1]
         tiles = ShardedGram(net, x[0], second, mesh=auto_mesh(mesh(4, 2)), **options())
         x1, x2, at = tiles._inputs()
-        at, part = tiles._on_each(at[0]), tiles.parts[0]
+        at, part = tiles._on_each(at[0]), tiles.entry.parts[0]
         tile: Any = tiles.programs.tile
         lowered = tile.lower(tiles.arrays, x1, x2, at, part)
         text = lowered.compile().as_text()
