@@ -22,7 +22,11 @@ from ._layers.pooling import AbstractPool
 from ._layers.sequential import Sequential
 from ._shifts import Shifts
 from ._signal import Signal, signal_of
-from ._workers import n_workers
+
+
+# Of a single entry, for workers to share. Not as many as there are, so that the order of
+# additions is the same on all machines.
+_PARTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,16 +166,12 @@ def to_pooled_windows(
     """The entries of a network with such pooling, or `None`. Arguments as `to_pooled`."""
     if not isinstance(x, jax.ShapeDtypeStruct):
         return None
-    return _cached(entry, Uncompared(arrays), x, most, n_workers())
+    return _cached(entry, Uncompared(arrays), x, most)
 
 
 @ft.lru_cache(maxsize=256)
 def _cached(
-    entry: Entry,
-    uncompared: Uncompared,
-    x: jax.ShapeDtypeStruct,
-    most: int,
-    workers: int,
+    entry: Entry, uncompared: Uncompared, x: jax.ShapeDtypeStruct, most: int
 ) -> PooledWindowsEntry | None:
     net = entry.net(uncompared.arrays)
     layers = flat_layers(net)
@@ -201,8 +201,7 @@ def _cached(
         weight,
         check(pool, out).channels,
         rest.requires(entry.demand).marginal != Pairs.NONE,
-        # Enough parts for all workers to have some.
-        next(c for c in range(min(2 * workers, n), 0, -1) if n % c == 0),
+        next(c for c in range(min(_PARTS, n), 0, -1) if n % c == 0),
     )
 
 
