@@ -97,7 +97,8 @@ class ShardedGram:
 
     def _tiles(self, x1: PyTree, x2: PyTree, at: Array) -> Pair:
         """A tile on each device."""
-        run = lambda part: self.programs.tile(self.arrays, x1, x2, at, part)
+        x1, x2 = self.programs.inputs(x1, x2, at)
+        run = lambda part: self.programs.tile(self.arrays, x1, x2, part)
         total = ft.reduce(add, map(run, self.entry.parts))
         return self.programs.finish_tile(self.arrays, total, at)
 

@@ -41,19 +41,26 @@ class Programs:
     symmetric: bool
 
     @ft.cached_property
+    def inputs(self) -> Callable[..., tuple[PyTree, PyTree]]:
+        """The inputs of a tile on each device.
+
+        By itself, as a compiler that merges it with what follows would round otherwise
+        than without a mesh.
+        """
+        rows, columns = self.rows, self.columns
+        run = lambda x1, x2, at: (cut(x1, at[0, 0], rows), cut(x2, at[0, 1], columns))
+        axes = (None, None) if self.symmetric else (self.grid.of_rows, self.grid.of_columns)
+        return self.grid.map(run, (*map(jax.P, axes), self.grid.on_each))
+
+    @ft.cached_property
     def tile(self) -> Callable[..., PyTree]:
         """A part of a tile on each device."""
-        rows, columns = self.rows, self.columns
 
-        def run(arrays, x1, x2, at, part):
-            x1, x2 = cut(x1, at[0, 0], rows), cut(x2, at[0, 1], columns)
+        def run(arrays, x1, x2, part):
             return _with_axis(pairs(self.entry, arrays, x1, x2, part))
 
-        inputs = (
-            (None, None) if self.symmetric else (self.grid.of_rows, self.grid.of_columns)
-        )
-        specs = jax.P(), *map(jax.P, inputs), self.grid.on_each, jax.P()
-        return self.grid.map(run, specs)
+        on_each = self.grid.on_each
+        return self.grid.map(run, (jax.P(), on_each, on_each, jax.P()))
 
     @ft.cached_property
     def finish_tile(self) -> Callable[..., Pair]:

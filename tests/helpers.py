@@ -24,6 +24,63 @@ def load(name):
         return cases, dict(arrays)
 
 
+def case_inputs(case, arrays, dtype: type = np.float64):
+    """Both sets of inputs in one batch, and where the second one begins."""
+    x1, x2 = (arrays[case["inputs"][x]] for x in ("x1", "x2"))
+    x = np.concatenate([x1, x2])
+    pattern = None
+    if "pattern1" in case["inputs"]:
+        patterns = [arrays[case["inputs"][f"pattern{i}"]] for i in (1, 2)]
+        pattern = np.concatenate(_padded(patterns))
+        if pattern.dtype == np.float64:
+            pattern = pattern.astype(dtype)
+    x, constant = x.astype(dtype), case.get("mask_constant")
+    if constant is not None or pattern is not None:
+        x = inn.Inputs(x, mask_constant=constant, pattern=pattern)
+    return x, len(x1)
+
+
+def _padded(patterns):
+    """Lists of edges may be of different lengths: no edge is one of negative ends."""
+    longest = max(pattern.shape[1] for pattern in patterns)
+    return [
+        np.pad(
+            p,
+            [(0, 0), (0, longest - p.shape[1])] + [(0, 0)] * (p.ndim - 2),
+            constant_values=-1,
+        )
+        for p in patterns
+    ]
+
+
+def case_demand(case):
+    """Networks without readout keep positions, and their values are of all pairs."""
+    keeps = len(case["output_axes"]) > 2
+    return inn.Demand(inn.Pairs.ALL) if keeps else inn.Demand()
+
+
+def _features(specs):
+    """Layers, and each of their options: which words, whether a number or none."""
+    for spec in specs:
+        for option, value in spec.items():
+            is_word = value is None or isinstance(value, str | bool)
+            yield spec["layer"], option, value if is_word else type(value)
+        for nested in [spec.get("layers", []), *spec.get("branches", [])]:
+            yield from _features(nested)
+
+
+def novel(cases):
+    """Names of cases that have something which none before them has."""
+    seen = set()
+    for name, case in cases.items():
+        masked = case.get("mask_constant") is not None
+        about = masked, "pattern1" in case["inputs"], len(case["output_axes"]) > 2
+        features = {(*feature, masked) for feature in _features(case["layers"])} | {about}
+        if not features <= seen:
+            yield name
+        seen |= features
+
+
 def quick_jit(fn):
     """Compiled without optimisation: to save time, where a function runs a few times."""
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": "0"})

@@ -1,7 +1,7 @@
 """One of several processes that compute kernel matrices together: see `test_mesh.py`.
 
-`python process_of_mesh.py PORT PROCESSES ID FOLDER` saves the parts of matrices that it
-has, one file for each device.
+`python process_of_mesh.py PORT PROCESSES ID FOLDER` saves the parts that it has of the
+matrices of `mesh_checks.py`; with `COUNT NETWORKS...` behind, of those of `equality.py`.
 """
 
 import pathlib
@@ -16,21 +16,23 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 4 // n)
     jax.distributed.initialize(f"localhost:{port}", n, process, initialization_timeout=60)
 
-import json
-
+import equality
 import mesh_checks
-import numpy as np
+from processes import save_parts
+
+
+def _matrices():
+    args = sys.argv[5:]
+    if args:
+        return equality.matrices(int(args[0]), args[1:])
+    return mesh_checks.matrices(mesh_checks.mesh(2, 2)).items()
 
 
 def main():
     assert jax.process_count() == n and jax.local_device_count() == 4 // n
-    for name, k in mesh_checks.matrices(mesh_checks.mesh(2, 2)).items():
+    for name, k in _matrices():
         assert len(k.addressable_shards) == 4 // n
-        for shard in k.addressable_shards:
-            path = folder / f"{name}-{shard.device.id}"
-            np.save(f"{path}.npy", np.asarray(shard.data))
-            at = [s.indices(size)[:2] for s, size in zip(shard.index, k.shape, strict=True)]
-            path.with_suffix(".json").write_text(json.dumps(at))
+        save_parts(folder, name, k)
     jax.distributed.shutdown()
 
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import build, load, run_once
+from helpers import build, case_demand, case_inputs, load, novel, run_once
 
 import infinitenet as inn
 
@@ -11,29 +11,7 @@ import infinitenet as inn
 _cases, _arrays = load("kernels")
 _cases = {case["name"]: case for case in _cases}
 _all = pytest.mark.parametrize("name", _cases)
-_x64, _x32 = np.float64, np.float32
-
-
-def _features(specs):
-    """Layers, and each of their options: which words, whether a number or none."""
-    for spec in specs:
-        for option, value in spec.items():
-            is_word = value is None or isinstance(value, str | bool)
-            yield spec["layer"], option, value if is_word else type(value)
-        for nested in [spec.get("layers", []), *spec.get("branches", [])]:
-            yield from _features(nested)
-
-
-def _novel():
-    """Cases that have something which none before them has."""
-    seen = set()
-    for name, case in _cases.items():
-        masked = case.get("mask_constant") is not None
-        about = masked, "pattern1" in case["inputs"], len(case["output_axes"]) > 2
-        features = {(*feature, masked) for feature in _features(case["layers"])} | {about}
-        if not features <= seen:
-            yield name
-        seen |= features
+_x32 = np.float32
 
 
 def _but_slow(slow):
@@ -44,7 +22,7 @@ def _but_slow(slow):
 
 
 # Of other sizes, degrees and depths than cases before them. In float64 all run.
-_others = set(_cases) - set(_novel())
+_others = set(_cases) - set(novel(_cases))
 _without_positions = {
     name for name, case in _cases.items() if _arrays[case["inputs"]["x1"]].ndim == 2
 }
@@ -53,41 +31,6 @@ _without_positions = {
 # one such entry is in the diagonal of `k(x1, x1)`. Elsewhere closed forms are exact, and
 # quadrature is as exact as it says.
 _tolerance = 1e-10
-
-
-def _inputs(case, dtype: type = _x64):
-    """Both sets of inputs in one batch, and where the second one begins."""
-    x1, x2 = (_arrays[case["inputs"][x]] for x in ("x1", "x2"))
-    x = np.concatenate([x1, x2])
-    pattern = None
-    if "pattern1" in case["inputs"]:
-        patterns = [_arrays[case["inputs"][f"pattern{i}"]] for i in (1, 2)]
-        pattern = np.concatenate(_padded(patterns))
-        if pattern.dtype == _x64:
-            pattern = pattern.astype(dtype)
-    x, constant = x.astype(dtype), case.get("mask_constant")
-    if constant is not None or pattern is not None:
-        x = inn.Inputs(x, mask_constant=constant, pattern=pattern)
-    return x, len(x1)
-
-
-def _padded(patterns):
-    """Lists of edges may be of different lengths: no edge is one of negative ends."""
-    longest = max(pattern.shape[1] for pattern in patterns)
-    return [
-        np.pad(
-            p,
-            [(0, 0), (0, longest - p.shape[1])] + [(0, 0)] * (p.ndim - 2),
-            constant_values=-1,
-        )
-        for p in patterns
-    ]
-
-
-def _demand(case):
-    """Networks without readout keep positions, and their values are of all pairs."""
-    keeps = len(case["output_axes"]) > 2
-    return inn.Demand(inn.Pairs.ALL) if keeps else inn.Demand()
 
 
 def _interleaved(array):
@@ -127,8 +70,8 @@ def _has(case, layer):
 @_all
 def test_float64(name):
     case = _cases[name]
-    x, n1 = _inputs(case)
-    net, demand, tolerances = build(case["layers"]), _demand(case), _tolerances(case)
+    x, n1 = case_inputs(case, _arrays)
+    net, demand, tolerances = build(case["layers"]), case_demand(case), _tolerances(case)
     # Those of attention are also exact where inputs coincide, as `gram(net, x)` is.
     exact = {"11": _tolerance} if _has(case, "GlobalSelfAttention") else {}
     _check(case, inn.gram(net, x, demand=demand), n1, tolerances | exact)
@@ -140,8 +83,10 @@ def test_float64(name):
 @_but_slow(_others)
 def test_float32(name):
     case = _cases[name]
-    x, n1 = _inputs(case, _x32)
-    gram = run_once(lambda x: inn.gram(build(case["layers"]), x, demand=_demand(case)), x)
+    x, n1 = case_inputs(case, _arrays, _x32)
+    gram = run_once(
+        lambda x: inn.gram(build(case["layers"]), x, demand=case_demand(case)), x
+    )
     assert gram.nngp.dtype == gram.ntk.dtype == _x32
     _check(case, gram, n1, {"12": 1e-5, "11": max(1e-5, case["tolerance"])})
 
@@ -150,7 +95,7 @@ def test_float32(name):
 def test_everything_at_once(name):
     """Compiled as one program, in which all pairs of positions are carried along."""
     case = _cases[name]
-    x, n1 = _inputs(case)
+    x, n1 = case_inputs(case, _arrays)
     net = build(case["layers"])
     everything = inn.Demand(inn.Pairs.ALL, inn.Pairs.ALL)
 

@@ -1,0 +1,81 @@
+"""Kernel matrices of every network, of 1 to 17 rows and columns: however they are computed
+they are the same, and to the last bit where tiles are."""
+
+import numpy as np
+import pytest
+from equality import MOST, NAMES, NOVEL, plan, Problem, same
+from processes import finish, joined, run_together, start
+
+import infinitenet as inn
+
+
+pytest.importorskip("zarr")
+
+_all = pytest.mark.parametrize("name", NAMES)
+_novel = pytest.mark.parametrize("name", NOVEL)
+# Those of which the fast tests compute matrices over devices.
+_few = NOVEL[2::20]
+
+
+def _stored(problem, inputs, memory, folder):
+    """The matrix and its tiles, the same with and without a store."""
+    gram = problem.gram(*inputs, memory=memory)
+    assert same(problem.gram(*inputs, memory=memory, store=folder), gram)
+    return gram, inn.open_gram(folder).tiling
+
+
+def _check_some_tiles(problem, gram, tiling, memory, symmetric):
+    """Against the matrix of each alone, which the same program computes."""
+    rows, columns, tiles = tiling
+    for i, j in tiles[-1:] + tiles[:: -(-len(tiles) // 3)]:
+        if symmetric and i == j:
+            continue
+        second = problem.batch(j if symmetric else MOST + j, columns)
+        alone = problem.gram(problem.batch(i, rows), second, memory=memory)
+        # The last tiles overlap with those before them, which count there.
+        i_own, j_own = -(-i // rows) * rows, -(-j // columns) * columns
+        for whole, k in zip((gram.nngp, gram.ntk), (alone.nngp, alone.ntk), strict=True):
+            own = np.asarray(whole)[i_own : i + rows, j_own : j + columns]
+            assert np.array_equal(np.asarray(k)[i_own - i :, j_own - j :], own)
+
+
+def _drawn(name):
+    """One matrix: of each pair of both sets of inputs, or of the first with itself."""
+    ((n1, n2, *_),) = plan(name, 1)
+    return n1, None if NAMES.index(name) % 2 else n2
+
+
+@_novel
+def test_tiles_and_stores(name, tmp_path):
+    problem, (n1, n2) = Problem(name), _drawn(name)
+    entries = n1 * (n2 or n1)
+    memory = problem.memory(max(entries // 6, 1))
+    gram, tiling = _stored(problem, problem.inputs(n1, n2), memory, tmp_path)
+    assert len(tiling.tiles) > 1 or entries == 1
+    _check_some_tiles(problem, gram, tiling, memory, n2 is None)
+
+
+def test_every_size_is_drawn():
+    rows, columns = zip(*map(_drawn, NOVEL), strict=True)
+    assert set(rows) == set(columns) - {None} == set(range(1, MOST + 1))
+
+
+def _check_meshes(folder, names, count, processes, dtype="float64", seconds=300):
+    """Over eight devices against one, and over four of several processes against these."""
+    args = folder, count, dtype, *names
+    (text,) = finish([start("equality.py", *args, devices=8)], seconds)
+    print(text)
+    each = {path.stem: np.load(path) for path in folder.glob("*.npz")}
+    for n in processes:
+        parts = folder / str(n)
+        parts.mkdir()
+        run_together(n, parts, count, *names, seconds=seconds)
+        for name, wanted in each.items():
+            for kind, want in wanted.items():
+                assert np.array_equal(joined(parts, f"{name}-{kind}", want), want)
+    return text, each
+
+
+def test_meshes(tmp_path):
+    _, each = _check_meshes(tmp_path, _few, 1, [2])
+    assert len(each) > 2
