@@ -45,7 +45,7 @@ def _with_equal(kernel: Kernel, same: Kernel | None) -> Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Uncompared:
-    """Arrays that do not matter to what is kept in a cache, but for their shapes."""
+    """Arrays that do not matter to what is kept in a cache."""
 
     arrays: PyTree = dataclasses.field(compare=False)
 

@@ -24,7 +24,16 @@ from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._pooled import to_pooled
 from ._pooled_windows import to_pooled_windows
-from ._tiles import beginning_of, choose_area, cut, most_entries, most_of, Tile, to_memory
+from ._tiles import (
+    beginning_of,
+    choose_area,
+    cut,
+    most_entries,
+    most_inputs,
+    most_of,
+    Tile,
+    to_memory,
+)
 from ._uniform import common_variance
 from ._workers import keep_memory, n_workers, run_all
 
@@ -59,6 +68,7 @@ class Parts:
         enough = most_of(memory) >= self.workers * program.largest_of_pairs
         self.workers = self.workers if enough else 1
         self.area = choose_area(program.largest_of_pairs, memory // self.workers)
+        self.longest = most_inputs(program.largest_of_one, memory // self.workers)
         self.beginning = beginning_of(program.largest_of_pairs)
         self.most = most_entries(program.largest_of_pairs, memory)
 

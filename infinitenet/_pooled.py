@@ -74,6 +74,8 @@ class PooledEntry(AbstractEntry):
         shifts = Shifts(start, self.step[-1], self.count)
         kernel = at_distances(head, x1, x2, self.entry.ntk, shifts)
         total = infinite(pool, kernel.restrict(Demand()))
+        # What comes after it is told, such as dropout.
+        total = dataclasses.replace(total, alone=x2 is None)
         times = lambda k: weight.astype(k.dtype) * k
         return jax.tree.map(times, total)
 

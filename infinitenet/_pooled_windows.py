@@ -74,8 +74,11 @@ class PooledWindowsEntry(AbstractEntry):
     def part(self, arrays, x1, x2, part):
         head = Sequential(self._layers(arrays)[: self.index])
         of = lambda x1, x2, ntk: self._sums(head, x1, x2, ntk, part)
-        own = (of(x1, None, False), of(x2, None, False)) if self._paired(x2) else ()
-        return of(x1, x2, self.entry.ntk), *own
+        total = of(x1, x2, self.entry.ntk)
+        if x2 is None:
+            return (total,)
+        own = (of(x, None, False) if self.marginal else None for x in (x1, x2))
+        return total, *own
 
     def finish(self, arrays, total):
         rest = Sequential(self._layers(arrays)[self.index + 1 :])
@@ -83,16 +86,13 @@ class PooledWindowsEntry(AbstractEntry):
         kernel = Kernel(
             nngp,
             ntk[0] if ntk else None,
-            *([k for (k,) in own] or (None, None)),
-            alone=self.marginal and not own,
+            *([k and k[0] for k in own] or (None, None)),
+            alone=not own,
             channels=self.channels,
         )
         out = infinite(rest, kernel.restrict(rest.requires(self.entry.demand)))
         out = out.restrict(self.entry.demand)
         return out.nngp, out.ntk
-
-    def _paired(self, x2: PyTree | None) -> bool:
-        return self.marginal and x2 is not None
 
     def _layers(self, arrays: PyTree) -> list[AbstractLayer]:
         return flat_layers(self.entry.net(arrays))
@@ -119,7 +119,8 @@ class PooledWindowsEntry(AbstractEntry):
             one = ft.partial(_add_windows, start=start, windows=self.windows)
             return tuple(map(one, total, new)), None
 
-        zeros = jnp.zeros(2 * self._pooled, x1.dtype)
+        dtype = x1.dtype if x2 is None else jnp.result_type(x1, x2)
+        zeros = jnp.zeros(2 * self._pooled, dtype)
         return lax.scan(add, (zeros,) * (1 + ntk), starts)[0]
 
     def _all_pairs(self, total: Float[Array, "*distances_and_positions"]) -> Covariance:

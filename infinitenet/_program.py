@@ -37,7 +37,7 @@ class Program:
     @ft.cached_property
     def largest_array(self) -> int:
         """Bytes of the largest array that is computed on the way."""
-        return self._largest([{0}] * len(self._sizes))
+        return self._largest([{0}] * len(self._sizes), bool)
 
     @ft.cached_property
     def largest_of_pairs(self) -> int:
@@ -45,28 +45,40 @@ class Program:
 
         In a matrix of such pairs, there are fewer of all others.
         """
-        return self._largest([set(), {1}, {2}, *[set()] * (len(self._sizes) - 3)])
+        return self._largest(self._second_and_third, lambda sources: len(sources) == 2)
 
-    def _largest(self, sources: Sequence[set[int]]) -> int:
+    @ft.cached_property
+    def largest_of_one(self) -> int:
+        """The same, of those that depend on one of these two only."""
+        return self._largest(self._second_and_third, lambda sources: len(sources) == 1)
+
+    @property
+    def _second_and_third(self) -> list[set[int]]:
+        return [set(), {1}, {2}, *[set()] * (len(self._sizes) - 3)]
+
+    def _largest(
+        self, sources: Sequence[set[int]], is_meant: Callable[[set[int]], bool]
+    ) -> int:
         inputs = [s for s, n in zip(sources, self._sizes, strict=True) for _ in range(n)]
-        every = set().union(*sources)
-        return max(_variables_bytes(self.jaxpr.jaxpr, inputs, every))
+        return max(_variables_bytes(self.jaxpr.jaxpr, inputs, is_meant), default=1)
 
 
 def _variables_bytes(
-    jaxpr: jex.Jaxpr, inputs: Sequence[set[int]], every: set[int]
+    jaxpr: jex.Jaxpr,
+    inputs: Sequence[set[int]],
+    is_meant: Callable[[set[int]], bool],
 ) -> Iterator[int]:
-    """Of all variables that depend on every one of some sources, as inputs do or not."""
+    """Of those variables that depend on the sources which are meant, as inputs do."""
     sources = dict(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
         given = [sources.get(v, set()) if _is_variable(v) else set() for v in eqn.invars]
         union = set().union(*given)
         sources.update(dict.fromkeys(eqn.outvars, union))
-        if union < every:
+        if not union:
             continue
         for variable in eqn.outvars:
             aval: Any = variable.aval
-            if hasattr(aval, "dtype"):
+            if is_meant(union) and hasattr(aval, "dtype"):
                 yield math.prod(aval.shape) * aval.dtype.itemsize
         if eqn.params.get("name") == _BOUNDED:
             continue
@@ -75,7 +87,7 @@ def _variables_bytes(
                 inner = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
                 is_call = eqn.primitive.name in _CALLS
                 within = given if is_call else [union] * len(inner.invars)
-                yield from _variables_bytes(inner, within, every)
+                yield from _variables_bytes(inner, within, is_meant)
 
 
 def _is_variable(value: object) -> bool:

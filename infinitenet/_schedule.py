@@ -53,7 +53,9 @@ def balanced_half(n: int, shape: tuple[int, int], area: int, beginning: int) -> 
     `Cost`.
     """
     devices = math.prod(shape)
-    size, _ = tile_shape(n, n, area, symmetric=True, cost=Cost(beginning, devices))
+    size, _ = tile_shape(
+        n, n, area, symmetric=True, cost=Cost(beginning=beginning, at_once=devices)
+    )
     at = np.array(starts(n, size), np.int32)
     # There are millions of tiles of few entries.
     i, j = (index.astype(np.int32) for index in np.triu_indices(len(at)))

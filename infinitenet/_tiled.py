@@ -43,7 +43,7 @@ class TiledGram:
             self.n2,
             self.parts.area,
             symmetric=self.symmetric,
-            cost=Cost(self.parts.beginning, at_once),
+            cost=Cost(self.parts.longest, self.parts.beginning, at_once),
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:

@@ -4,6 +4,7 @@ import functools as ft
 import math
 import numbers
 import os
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -54,13 +55,19 @@ class Tiling(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What decides on the size of tiles of symmetric matrices.
+    """What decides on the size of tiles, besides their area.
+
+    - `longest`: the most rows, and columns, of which there is memory for what is computed
+        of each input.
+
+    And on tiles of symmetric matrices:
 
     - `beginning`: the number of entries that are computed in the time that it takes to
         begin and to end a tile.
     - `at_once`: how many tiles are computed at a time.
     """
 
+    longest: int = sys.maxsize
     beginning: int = 0
     at_once: int = 1
 
@@ -113,6 +120,11 @@ def most_entries(entry: int, memory: int) -> int:
     return memory // (_ALIVE * entry)
 
 
+def most_inputs(one: int, memory: int) -> int:
+    """The most rows, and columns, of a tile, if arrays of one input take so many bytes."""
+    return max(memory // (_ALIVE * one), 1)
+
+
 def most_of(memory: int) -> int:
     """Bytes that one array of a tile may take."""
     return memory // _ALIVE
@@ -138,12 +150,12 @@ def tile_shape(
     n1: int, n2: int, area: int, *, symmetric: bool, cost: Cost = Cost()
 ) -> tuple[int, int]:
     """The numbers of rows and columns of tiles: see `choose_tiles`."""
-    side = max(math.isqrt(area), 1)
+    side = min(max(math.isqrt(area), 1), cost.longest)
     if symmetric:
         side = _side(n1, side, cost)
         return side, side
-    rows = _even(n1, max(side, area // n2))
-    return rows, _even(n2, area // rows)
+    rows = _even(n1, min(max(side, area // n2), cost.longest))
+    return rows, _even(n2, min(area // rows, cost.longest))
 
 
 def cover(n1: int, n2: int, rows: int, columns: int, *, symmetric: bool) -> Tiling:

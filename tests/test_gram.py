@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import infinitenet as inn
+from infinitenet._entries import pairs, program_of
 from infinitenet._parts import Parts
+from infinitenet._tiled import TiledGram
 from infinitenet._tiles import choose_area, choose_tiles
 
 
@@ -188,6 +191,18 @@ def test_tiles_do_not_depend_on_depth():
         return Parts(net, x, x, ntk=True, demand=inn.Demand(), memory=2**20).area
 
     assert area(3) == area(40)
+
+
+def test_memory_of_inputs():
+    """Of many channels, what is computed of each input counts too."""
+    net = inn.Sequential([inn.Dense(8), inn.Relu(), inn.Dense(1)])
+    x, memory = jnp.ones((100, 5000)), 2**22
+    parts = Parts(net, x, x, ntk=True, demand=inn.Demand(), memory=memory)
+    tiling = TiledGram(net, x, x, ntk=True, demand=inn.Demand(), memory=memory).tiling
+    args = parts.arrays, x[: tiling.rows], x[: tiling.columns], None
+    program = program_of(parts.entry, pairs, *args)
+    used: Any = program.run.lower(*jax.tree.leaves(args)).compile().memory_analysis()
+    assert parts.workers * (used.temp_size_in_bytes + used.output_size_in_bytes) < memory
 
 
 def test_peak_memory_is_bounded():

@@ -76,6 +76,19 @@ _networks = {
         ),
         (2, 4, 2, 1),
     ),
+    # It is the same for both only if an input is with itself.
+    "dropout": (
+        _net(
+            _conv((3,)),
+            inn.Erf(),
+            inn.AvgPool((2,), (2,)),
+            inn.Dropout(0.7),
+            _conv((3,)),
+            inn.Flatten(),
+            _last,
+        ),
+        (8, 2),
+    ),
     "of inputs": (
         _net(inn.AvgPool((4,), (4,)), inn.Dense(3, 1.2), inn.Relu(), inn.Flatten(), _last),
         (4, 9),
@@ -111,7 +124,7 @@ def test_networks(name):
     _close((gram.nngp, gram.ntk), want)
     # An input with itself, which is exact at equal positions.
     alone = inn.gram(net, x)
-    _close((alone.nngp[:2, 1:], alone.ntk[:2, 1:]), want)
+    _close((alone.nngp[0, 1:], alone.ntk[0, 1:]), jax.tree.map(lambda k: k[0], want))
     one = net.kernel(x[1]).ntk.array
     np.testing.assert_allclose(alone.ntk[1, 1], one, rtol=1e-11, atol=1e-13)
     nngp = inn.gram(net, x[:2], x[1:], ntk=False)
@@ -171,6 +184,16 @@ def test_single_precision():
     for a, b in ((got.nngp, want.nngp), (got.ntk, want.ntk)):
         assert a.dtype == jnp.float32
         assert np.max(np.abs(a - b)) < 1e-5 * np.sqrt(np.mean(np.square(b)))
+
+
+def test_mixed_precision():
+    net, shape = _networks["flattened"]
+    x = _normal(3, *shape)
+    want = inn.gram(net, x[:2], x[1:]).ntk
+    for dtypes in ((np.float32, np.float64), (np.float64, np.float32)):
+        got = inn.gram(net, x[:2].astype(dtypes[0]), x[1:].astype(dtypes[1])).ntk
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_memory():

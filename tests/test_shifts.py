@@ -146,6 +146,12 @@ _networks = {
         ),
         (8, 9),
     ),
+    "dropout": (
+        _sequential(
+            _conv((3,)), inn.Relu(), inn.GlobalAvgPool(), inn.Dropout(0.5), inn.Dense(1)
+        ),
+        (6, 2),
+    ),
     "volumes": (_pooled(_conv((2, 3, 2)), inn.Relu(), inn.Dense(4)), (2, 3, 2, 1)),
 }
 
@@ -176,6 +182,9 @@ def test_networks(name):
     alone = inn.gram(net, x)
     for got, want in ((alone.nngp, gram.nngp), (alone.ntk, gram.ntk)):
         np.testing.assert_allclose(got[:2, 2:], want, rtol=1e-11)
+    one = net.kernel(x[1])
+    for got, want in ((alone.nngp, one.nngp), (alone.ntk, one.ntk)):
+        np.testing.assert_allclose(got[1, 1], want.array, rtol=1e-11)
     np.testing.assert_allclose(alone.ntk[1, 1], net.kernel(x[1]).ntk.array, rtol=1e-11)
 
 
