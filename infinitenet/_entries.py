@@ -56,7 +56,7 @@ class Entry(AbstractEntry):
         In place of its arrays `rest` has `None`.
     """
 
-    structure: jax.tree_util.PyTreeDef
+    structure: Any
     rest: tuple[Any, ...]
     ntk: bool
     demand: Demand
@@ -154,7 +154,7 @@ def add(total: PyTree, part: PyTree) -> PyTree:
 def _cached_program(
     entry: AbstractEntry,
     fn: Callable[..., PyTree],
-    structure: jax.tree_util.PyTreeDef,
+    structure: Any,
     shapes: Sequence[tuple[tuple[int, ...], Any]],
 ) -> Program:
     structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]

@@ -112,7 +112,9 @@ class PooledWindowsEntry(AbstractEntry):
         """What some distances contribute to pooled NNGP and NTK, at pooled distances."""
 
         def add(total: tuple[Array, ...], start: Int[Array, " others"]):
-            at = jnp.concatenate([start, jnp.zeros(1, start.dtype)]) * np.int32(self.step)
+            at = jnp.concatenate([start, jnp.zeros(1, start.dtype)]) * np.array(
+                self.step, np.int32
+            )
             shifts = Shifts(at, self.step[-1], self.out[-1])
             kernel = at_distances(head, x1, x2, ntk, shifts)
             new = [k.array for k in (kernel.nngp, kernel.ntk) if k is not None]

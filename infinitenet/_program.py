@@ -69,7 +69,7 @@ def _variables_bytes(
     is_meant: Callable[[set[int]], bool],
 ) -> Iterator[int]:
     """Of those variables that depend on the sources which are meant, as inputs do."""
-    sources = dict(zip(jaxpr.invars, inputs, strict=True))
+    sources: dict[Any, set[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
         given = [sources.get(v, set()) if _is_variable(v) else set() for v in eqn.invars]
         union = set().union(*given)

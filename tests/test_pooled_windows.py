@@ -145,10 +145,11 @@ def test_number_of_parts():
     net, shape = _networks["images"]
     x = jnp.asarray(_normal(2, *shape))
     parts = _parts(net, x)
-    assert isinstance(parts.entry, PooledWindowsEntry)
+    whole: Any = parts.entry
+    assert isinstance(whole, PooledWindowsEntry)
 
     def of(count):
-        entry = dataclasses.replace(parts.entry, count=count)
+        entry = dataclasses.replace(whole, count=count)
         assert len(entry.parts) == count
         args = parts.arrays, x, x
         each = [program_of(entry, pairs, *args, p)(*args, p) for p in entry.parts]
