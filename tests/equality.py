@@ -45,12 +45,15 @@ _together = _shapes[-1]
 def plan(name, count):
     """Numbers of rows and of columns, entries of tiles, and shapes of meshes.
 
-    17 of them have every number of rows, and of columns. Other networks begin with others.
+    17 of them have every number of rows, and of columns, and three every area and every
+    shape. Other networks begin with others.
     """
     first = NAMES.index(name)
-    for i in range(first, first + count):
-        sizes = 1 + i % MOST, 1 + (7 * i + first // MOST) % MOST
-        yield *sizes, _areas[i // len(_shapes) % len(_areas)], _shapes[i % len(_shapes)]
+    for k in range(count):
+        i = first + k
+        area = _areas[(first // len(_shapes) + k) % len(_areas)]
+        columns = 1 + (7 * i + first // MOST) % MOST
+        yield 1 + i % MOST, columns, area, _shapes[i % len(_shapes)]
 
 
 #
@@ -103,11 +106,10 @@ class Problem:
     def inputs(self, n1, n2):
         return self.batch(0, n1), None if n2 is None else self.batch(MOST, n2)
 
-    @ft.cache  # noqa: B019
     def memory(self, area, workers=None):
         """Room for tiles of so many entries."""
-        x = to_batch("x", self.x)
-        return memory_for(self.net, x, area, self.demand, workers or n_workers())
+        workers = n_workers() if workers is None else workers
+        return memory_for(self.net, to_batch("x", self.x), area, self.demand, workers)
 
     def gram(self, x, y=None, **options):
         options = {"demand": self.demand, "progress": False} | options
