@@ -24,7 +24,7 @@ from ._tracing import is_traced
 
 
 # Compiled as one, for speed: outside of `jax.jit` each operation would be by itself.
-_not_all_finite = jax.jit(lambda x: ~jnp.all(jnp.isfinite(x)))
+_not_all_finite = jax.jit(lambda x: ~_is_finite(x))
 _all_finite = jax.jit(lambda xs: jnp.stack([_is_finite(x) for x in xs]).all())
 _not_all_positive = jax.jit(lambda x: ~jnp.all(x >= 0))
 _asymmetry = jax.jit(lambda k: jnp.max(jnp.abs(k - k.T), initial=0))

@@ -50,11 +50,11 @@ class Covariance(eqx.Module):
         pairs: Pairs,
         shifts: Shifts | None = None,
     ) -> "Covariance | None":
-        """Mean over channels of the products of two inputs."""
+        """Sums over channels of the products of two inputs."""
         if pairs == Pairs.NONE:
             return None
         if shifts is not None:
-            return Covariance(shifts.products(x1, x2) / x1.shape[-1], pairs, shifts)
+            return Covariance(shifts.products(x1, x2), pairs, shifts)
         # A matrix product, as `sum(x1 * x2)` would be several times slower under `vmap`.
         # Nothing less than full precision will do: angles are sensitive to it.
         if pairs == Pairs.ALL:
@@ -65,7 +65,7 @@ class Covariance(eqx.Module):
             k = k.reshape(x1.shape[:-1] + x2.shape[:-1])
         else:
             k = jnp.vecdot(x1, x2, precision=lax.Precision.HIGHEST)
-        return Covariance(k / x1.shape[-1], pairs)
+        return Covariance(k, pairs)
 
     @property
     def spatial(self) -> tuple[int, ...]:

@@ -32,6 +32,11 @@ class AbstractEntry(abc.ABC):
     def parts(self) -> Sequence[Any]:
         """What tells the parts from each other: arrays of the same shapes."""
 
+    @property
+    def parts_alone(self) -> Sequence[Any]:
+        """Those of the kernel of an input with itself, if these are others."""
+        return self.parts
+
     @abc.abstractmethod
     def part(self, arrays: PyTree, x1: PyTree, x2: PyTree | None, part: Any) -> PyTree:
         """One of them, of a pair of inputs, or of an input with itself."""
@@ -41,11 +46,18 @@ class AbstractEntry(abc.ABC):
         """The entry, given the sum of all."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry(AbstractEntry):
-    """An entry that is a single part."""
+    """An entry that is a single part.
 
-    static: PyTree
+    There is one of all that are equal: see `entry_of`.
+
+    - `structure`, `rest`: of a network, and the variance of inputs if all have the same.
+        In place of its arrays `rest` has `None`.
+    """
+
+    structure: jax.tree_util.PyTreeDef
+    rest: tuple[Any, ...]
     ntk: bool
     demand: Demand
 
@@ -61,12 +73,21 @@ class Entry(AbstractEntry):
         del arrays
         return total
 
+    def net(self, arrays: PyTree) -> AbstractLayer:
+        """The network."""
+        return self._combine(arrays)[0]
+
     def __call__(self, arrays: PyTree, x1: PyTree, x2: PyTree | None) -> Pair:
-        net, variance = eqx.combine(arrays, self.static)
+        net, variance = self._combine(arrays)
         kernel = net.kernel(x1, x2, ntk=self.ntk, demand=self.demand, variance=variance)
         if not isinstance(kernel, Kernel):
             raise ValueError("`net` must end in one array: add `FanInSum` after branches.")
         return kernel.nngp, kernel.ntk
+
+    def _combine(self, arrays: Sequence[Array]) -> tuple[AbstractLayer, Array | None]:
+        each = iter(arrays)
+        leaves = [next(each) if leaf is None else leaf for leaf in self.rest]
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 def check_arguments(net: object, demand: Demand) -> None:
@@ -79,10 +100,15 @@ def check_arguments(net: object, demand: Demand) -> None:
 
 def entry_of(
     net: AbstractLayer, ntk: bool, demand: Demand, variance: Float[Array, ""] | None = None
-) -> tuple[PyTree, Entry]:
+) -> tuple[tuple[Array, ...], Entry]:
     """The arrays of a network, and the rest of it as an entry."""
-    arrays, static = eqx.partition((without_weights(net), variance), eqx.is_array)
-    return arrays, Entry(static, ntk, demand)
+    leaves, structure = jax.tree.flatten((without_weights(net), variance))
+    rest = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+    return tuple(filter(eqx.is_array, leaves)), _entry(structure, rest, ntk, demand)
+
+
+# So caches of what belongs to an entry need not compare networks.
+_entry = ft.lru_cache(maxsize=256)(Entry)
 
 
 #
@@ -114,8 +140,8 @@ def finish_alone(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
 
 
 def program_of(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> Program:
-    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-    return _cached_program(entry, fn, structs)
+    leaves, structure = jax.tree.flatten(args)
+    return _cached_program(entry, fn, structure, tuple((x.shape, x.dtype) for x in leaves))
 
 
 @ft.partial(jax.jit, donate_argnums=0)
@@ -126,6 +152,10 @@ def add(total: PyTree, part: PyTree) -> PyTree:
 # Tracing takes longer than running does for small matrices.
 @ft.lru_cache(maxsize=256)
 def _cached_program(
-    entry: AbstractEntry, fn: Callable[..., PyTree], structs: PyTree
+    entry: AbstractEntry,
+    fn: Callable[..., PyTree],
+    structure: jax.tree_util.PyTreeDef,
+    shapes: Sequence[tuple[tuple[int, ...], Any]],
 ) -> Program:
-    return Program(ft.partial(fn, entry), *structs)
+    structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    return Program(ft.partial(fn, entry), *jax.tree.unflatten(structure, structs))

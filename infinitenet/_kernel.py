@@ -102,7 +102,9 @@ class Kernel(eqx.Module):
         of positions at these distances.
         """
         inputs1, inputs2 = wrap(x1), wrap(x1 if x2 is None else x2)
-        a, b = inputs1.array, inputs2.array
+        channels = inputs1.array.shape[-1]
+        # Not their products, of which there are more.
+        a, b = (x.array * x.array.shape[-1] ** -0.5 for x in (inputs1, inputs2))
         if x2 is None:
             nngp = Covariance.of_inputs(a, a, max(demand.cross, demand.marginal))
             cov1 = cov2 = None
@@ -120,7 +122,7 @@ class Kernel(eqx.Module):
             cov1,
             cov2,
             alone=x2 is None,
-            channels=a.shape[-1],
+            channels=channels,
             uniform=variance is not None and x2 is not None,
             positions1=inputs1.positions,
             positions2=inputs2.positions,

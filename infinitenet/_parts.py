@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from ._batch import first_of
+from ._batch import shape_of_one
 from ._entries import (
     AbstractEntry,
     add,
@@ -23,6 +23,7 @@ from ._entries import (
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._pooled import to_pooled
+from ._pooled_windows import to_pooled_windows
 from ._tiles import beginning_of, choose_area, cut, most_entries, most_of, Tile, to_memory
 from ._uniform import common_variance
 from ._workers import keep_memory, n_workers, run_all
@@ -48,16 +49,18 @@ class Parts:
         self.arrays, entry = entry_of(net, ntk, demand, variance)
         memory = to_memory(memory)
         most = most_of(memory // self.workers)
-        pooled = to_pooled(net, entry.static, ntk, demand, first_of(x1), most)
-        self.entry: AbstractEntry = entry if pooled is None else pooled
+        one1, one2 = shape_of_one(x1), shape_of_one(x2)
+        about = entry, self.arrays, one1, most
+        by_distances = to_pooled(*about) or to_pooled_windows(*about)
+        self.entry: AbstractEntry = by_distances or entry
         part = self.entry.parts[0]
-        program = program_of(self.entry, one, self.arrays, first_of(x1), first_of(x2), part)
+        program = program_of(self.entry, one, self.arrays, one1, one2, part)
         # With little memory, one at a time.
-        enough = most_of(memory) >= self.workers * program.largest_array
+        enough = most_of(memory) >= self.workers * program.largest_of_pairs
         self.workers = self.workers if enough else 1
-        self.area = choose_area(program.largest_array, memory // self.workers)
-        self.beginning = beginning_of(program.largest_array)
-        self.most = most_entries(program.largest_array, memory)
+        self.area = choose_area(program.largest_of_pairs, memory // self.workers)
+        self.beginning = beginning_of(program.largest_of_pairs)
+        self.most = most_entries(program.largest_of_pairs, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:
         """The entries of tiles of some shape, in order."""
@@ -68,19 +71,23 @@ class Parts:
             x1 = cut(self.x1, tile.row, rows)
             return program(self.arrays, x1, cut(self.x2, tile.column, columns), part)
 
-        return self._sums(run, tiles, finish_pairs)
+        return self._sums(run, tiles, self.entry.parts, finish_pairs)
 
     def diagonals(self, at: Sequence[int], size: int) -> Iterator[Pair]:
         """The kernel of each input with itself, of those from each of some starts."""
         x = cut(self.x1, 0, size)
-        program = program_of(self.entry, alone, self.arrays, x, self.entry.parts[0])
+        parts = self.entry.parts_alone
+        program = program_of(self.entry, alone, self.arrays, x, parts[0])
         run = lambda start, part: program(self.arrays, cut(self.x1, start, size), part)
-        return self._sums(run, at, finish_alone)
+        return self._sums(run, at, parts, finish_alone)
 
     def _sums(
-        self, run: Callable[..., PyTree], items: Sequence[Any], finish: Callable[..., Pair]
+        self,
+        run: Callable[..., PyTree],
+        items: Sequence[Any],
+        parts: Sequence[Any],
+        finish: Callable[..., Pair],
     ) -> Iterator[Pair]:
-        parts = self.entry.parts
         each = it.product(items, parts)
         # Threads are of no use to a single program.
         workers = min(self.workers, len(items) * len(parts))

@@ -2,7 +2,7 @@
 
 import functools as ft
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +14,16 @@ from jaxtyping import PyTree
 # a tile is. If they were counted, tiles would be tiny.
 _BOUNDED = "bounded"
 
+# Equations that pass on what they are given as it is, other than loops and branches.
+_CALLS = ("jit", "pjit", "custom_jvp_call")
+
 
 class Program:
     """A function for arguments of some shapes."""
 
     def __init__(self, fn: Callable[..., PyTree], *args: PyTree):
         flat, structure = jax.tree.flatten(args)
+        self._sizes = [len(jax.tree.leaves(arg)) for arg in args]
         self.jaxpr, shapes = jax.make_jaxpr(
             lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*flat)
@@ -33,11 +37,33 @@ class Program:
     @ft.cached_property
     def largest_array(self) -> int:
         """Bytes of the largest array that is computed on the way."""
-        return max(_variables_bytes(self.jaxpr.jaxpr))
+        return self._largest([{0}] * len(self._sizes))
+
+    @ft.cached_property
+    def largest_of_pairs(self) -> int:
+        """The same, of arrays that depend both on the second and on the third argument.
+
+        In a matrix of such pairs, there are fewer of all others.
+        """
+        return self._largest([set(), {1}, {2}, *[set()] * (len(self._sizes) - 3)])
+
+    def _largest(self, sources: Sequence[set[int]]) -> int:
+        inputs = [s for s, n in zip(sources, self._sizes, strict=True) for _ in range(n)]
+        every = set().union(*sources)
+        return max(_variables_bytes(self.jaxpr.jaxpr, inputs, every))
 
 
-def _variables_bytes(jaxpr: jex.Jaxpr) -> Iterator[int]:
+def _variables_bytes(
+    jaxpr: jex.Jaxpr, inputs: Sequence[set[int]], every: set[int]
+) -> Iterator[int]:
+    """Of all variables that depend on every one of some sources, as inputs do or not."""
+    sources = dict(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
+        given = [sources.get(v, set()) if _is_variable(v) else set() for v in eqn.invars]
+        union = set().union(*given)
+        sources.update(dict.fromkeys(eqn.outvars, union))
+        if union < every:
+            continue
         for variable in eqn.outvars:
             aval: Any = variable.aval
             if hasattr(aval, "dtype"):
@@ -45,10 +71,15 @@ def _variables_bytes(jaxpr: jex.Jaxpr) -> Iterator[int]:
         if eqn.params.get("name") == _BOUNDED:
             continue
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-            if isinstance(inner, jex.ClosedJaxpr):
-                yield from _variables_bytes(inner.jaxpr)
-            elif isinstance(inner, jex.Jaxpr):
-                yield from _variables_bytes(inner)
+            if _is_jaxpr(inner):
+                inner = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
+                is_call = eqn.primitive.name in _CALLS
+                within = given if is_call else [union] * len(inner.invars)
+                yield from _variables_bytes(inner, within, every)
+
+
+def _is_variable(value: object) -> bool:
+    return isinstance(value, jex.Var)
 
 
 def _is_jaxpr(value: object) -> bool:

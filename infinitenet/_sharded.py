@@ -51,7 +51,7 @@ class ShardedGram:
             schedule = balanced_half(grid.n1, grid.shape, parts.area, parts.beginning)
         else:
             schedule = own_blocks(grid.n1, grid.n2, grid.shape, parts.area)
-        self.parts, self.starts = parts.entry.parts, schedule.starts
+        self.entry, self.starts = parts.entry, schedule.starts
         # Inputs of each device, of which it computes the diagonal.
         self.own = blocks(grid.n1, math.prod(grid.shape))
         self.programs = programs_of(
@@ -99,7 +99,7 @@ class ShardedGram:
         """A tile on each device."""
         x1, x2 = self.programs.inputs(x1, x2, at)
         run = lambda part: self.programs.tile(self.arrays, x1, x2, part)
-        total = ft.reduce(add, map(run, self.parts))
+        total = ft.reduce(add, map(run, self.entry.parts))
         return self.programs.finish_tile(self.arrays, total, at)
 
     def _diagonal(self) -> Pair:
@@ -110,6 +110,6 @@ class ShardedGram:
         at, out = starts(self.own, programs.step), []
         for start in at:
             run = lambda part, i=start: programs.diagonal(self.arrays, x, i, part)
-            total = ft.reduce(add, map(run, self.parts))
+            total = ft.reduce(add, map(run, self.entry.parts_alone))
             out.append(programs.finish_diagonal(self.arrays, total))
         return programs.join_diagonal(at, out)

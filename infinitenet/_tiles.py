@@ -11,6 +11,8 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._batch import batch_size
+
 
 # Bytes of one array of a tile which still let the layers before and after share the cache
 # of a CPU core. Measured: four times more is two times slower for networks with pooling,
@@ -182,9 +184,13 @@ def empty(tile: PyTree[Array], n1: int, n2: int) -> PyTree[Array]:
     return jax.tree.map(lambda k: jnp.zeros((n1, n2, *k.shape[2:]), k.dtype), tile)
 
 
-@ft.partial(jax.jit, static_argnums=2)
 def cut(x: PyTree[Array], start: int | Array, size: int) -> PyTree[Array]:
     """Examples of a batch, from some start."""
+    return x if size == batch_size(x) else _cut(x, start, size)
+
+
+@ft.partial(jax.jit, static_argnums=2)
+def _cut(x: PyTree[Array], start: int | Array, size: int) -> PyTree[Array]:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), x)
 
 

@@ -5,7 +5,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._batch import batch_size, first_of
+from ._batch import batch_size, shape_of_one
 from ._entries import Entry, entry_of, one, Pair, program_of
 from ._kernel import Demand
 from ._layer import AbstractLayer
@@ -35,8 +35,8 @@ def traced_diagonal(
 
 
 def _area(entry: Entry, arrays: PyTree, x1: PyTree, x2: PyTree, memory: int | None) -> int:
-    program = program_of(entry, one, arrays, first_of(x1), first_of(x2), None)
-    return choose_area(program.largest_array, to_memory(memory))
+    program = program_of(entry, one, arrays, shape_of_one(x1), shape_of_one(x2), None)
+    return choose_area(program.largest_of_pairs, to_memory(memory))
 
 
 def _by_rows(

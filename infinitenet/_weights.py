@@ -71,8 +71,5 @@ def trainable(model: PyTree) -> PyTree[bool]:
 
 def without_weights(net: PyTree) -> PyTree:
     """The network as it was before `init`."""
-    weights, rest = eqx.partition(net, trainable(net))
-    del weights
-    return jax.tree.map(
-        lambda node: None if _is_weights(node) else node, rest, is_leaf=_is_weights
-    )
+    without = lambda node: None if _is_weights(node) else node
+    return jax.tree.map(without, net, is_leaf=_is_weights)

@@ -69,7 +69,7 @@ def memory_for(net, x, area, demand=inn.Demand(), workers=1):
         first = first_of(parts.x1)
         program = program_of(parts.entry, one, parts.arrays, first, first, part)
         # With less memory, pooled networks have smaller arrays.
-        memory = 8 * area * workers * program.largest_array
+        memory = 8 * area * workers * program.largest_of_pairs
 
 
 #
@@ -201,7 +201,7 @@ def check_no_communication():
         second = None if symmetric else x[1]
         tiles = ShardedGram(net, x[0], second, mesh=auto_mesh(mesh(4, 2)), **options())
         x1, x2, at = tiles._inputs()
-        at, part = tiles._on_each(at[0]), tiles.parts[0]
+        at, part = tiles._on_each(at[0]), tiles.entry.parts[0]
         inputs: Any = tiles.programs.inputs
         tile: Any = tiles.programs.tile
         args = inputs(x1, x2, at)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import infinitenet as inn
+from infinitenet._parts import Parts
 from infinitenet._tiles import choose_area, choose_tiles
 
 
@@ -176,6 +177,17 @@ def test_choose_area():
     assert choose_area(2**10, 2**40) < 2**20  # Of the cache.
     with pytest.raises(ValueError, match="memory"):
         choose_area(2**30, 2**30)
+
+
+def test_tiles_do_not_depend_on_depth():
+    """Hyperparameters of many layers are not arrays of each entry."""
+    x = jnp.asarray(_x.reshape(11, 10))
+
+    def area(depth):
+        net = inn.Sequential(depth * [inn.Dense(8), inn.Relu()] + [inn.Dense(1)])
+        return Parts(net, x, x, ntk=True, demand=inn.Demand(), memory=2**20).area
+
+    assert area(3) == area(40)
 
 
 def test_peak_memory_is_bounded():

@@ -187,8 +187,7 @@ def test_one_distance_at_a_time():
     assert isinstance(parts.entry, PooledEntry)
     one = dataclasses.replace(parts.entry, count=1)
     assert len(parts.entry.parts) == 1 and len(one.parts) == 4
-    at = [jnp.asarray(part) for part in one.parts]
-    each = [jax.jit(one.part)(parts.arrays, *parts.x1, part) for part in at]
+    each = [jax.jit(one.part)(parts.arrays, *parts.x1, part) for part in one.parts]
     total = jax.tree.map(lambda *k: sum(k), *each)
     _, ntk = one.finish(parts.arrays, total)
     np.testing.assert_allclose(ntk.array, inn.gram(net, x).ntk[0, 1], rtol=1e-12)
@@ -243,7 +242,7 @@ def test_single_precision():
 def test_memory_of_tiles():
     """That of images, not that of all pairs of positions."""
     net, memory = _pooled(_conv((3, 3)), inn.Relu(), _conv((3, 3)), inn.Relu()), 2**22
-    x = _normal(4, 32, 32, 3)
+    x = jnp.asarray(_normal(4, 32, 32, 3))
     parts = Parts(net, x, x, **_options(memory=memory))
     tiling = choose_tiles(4, 4, parts.area, symmetric=False)
     x1, x2 = cut(parts.x1, 0, tiling.rows), cut(parts.x2, 0, tiling.columns)

@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from infinitenet._special import angle, arc_cosine, determinant
+from infinitenet._special import angle, arc_cosine, determinant, fast_expm1
 
 
 _ones = lambda x: jnp.ones_like(x)
@@ -251,3 +251,13 @@ def test_determinant(dtype):
     # Nothing overflows.
     args = [jnp.asarray(x, np.float32) for x in (1e30, 5e29, 2e30)]
     np.testing.assert_allclose(determinant(*args, scale=1e-30), 1.75, rtol=1e-6)
+
+
+@_dtypes
+def test_fast_expm1(dtype):
+    x = jnp.asarray(-np.append(np.logspace(-30, 2, 2001), 0), dtype)
+    want = np.expm1(np.asarray(x, np.longdouble))
+    eps = float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(fast_expm1(x), want.astype(dtype), rtol=4 * eps)
+    slopes = jax.vmap(jax.grad(fast_expm1))(x)
+    np.testing.assert_allclose(slopes, np.exp(x), rtol=4 * eps, atol=2 * eps)

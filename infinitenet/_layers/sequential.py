@@ -85,7 +85,7 @@ class Sequential(AbstractCombinator):
 
     def infinite(self, kernel):
         layers = without_weights(self).layers
-        for start, period, times in repeats(layers):
+        for start, period, times in _with_end(layers, [*repeats(layers)]):
             starts = range(start, start + period * times, period)
             if times > 1:
                 blocks = [Sequential(layers[i : i + period]) for i in starts]
@@ -97,17 +97,45 @@ class Sequential(AbstractCombinator):
 
 def _one_by_one(layers: Sequence[AbstractLayer], start: int, kernel: Kernels) -> Kernels:
     """The kernel after layers, those without windows together with the next one."""
-    light: list[AbstractLayer] = []
-    for i, layer in enumerate(layers, start):
-        with inside(f"layers[{i}]"):
-            if isinstance(layer, AbstractCombinator):
-                kernel = infinite(layer, infinite_all(light, kernel))
-                light = []
+    for group in _groups(layers):
+        with inside(f"layers[{start + group[-1]}]"):
+            if isinstance(layers[group[0]], AbstractCombinator):
+                kernel = infinite(layers[group[0]], kernel)
             else:
-                light.append(layer)
-            if not _is_light(layer):
-                kernel, light = infinite_all(light, kernel), []
-    return infinite_all(light, kernel)
+                kernel = infinite_all([layers[i] for i in group], kernel)
+    return kernel
+
+
+def _groups(layers: Sequence[AbstractLayer]) -> list[list[int]]:
+    """Indices of layers that are compiled together."""
+    groups: list[list[int]] = [[]]
+    for i, layer in enumerate(layers):
+        if isinstance(layer, AbstractCombinator):
+            groups += [[i], []]
+            continue
+        groups[-1].append(i)
+        if not _is_light(layer):
+            groups.append([])
+    *groups, end = [group for group in groups if group]
+    is_light = all(_is_light(layers[i]) for i in end)
+    if groups and is_light and not isinstance(layers[groups[-1][0]], AbstractCombinator):
+        # There are no later layers which the last ones could be together with.
+        end = groups.pop() + end
+    return [*groups, end]
+
+
+def _with_end(
+    layers: Sequence[AbstractLayer], repeats: list[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
+    """If few layers before the end are repeated only once, the end is together with them:
+    for two of a kind a loop saves nothing."""
+    if len(repeats) < 2 or repeats[-2][2] != 2 or repeats[-1][2] != 1:
+        return repeats
+    start, last = repeats[-2][0], repeats[-1][0]
+    is_simple = not any(isinstance(l, AbstractCombinator) for l in layers[start:last])
+    if is_simple and all(map(_is_light, layers[last:])):
+        return [*repeats[:-2], (start, len(layers) - start, 1)]
+    return repeats
 
 
 def _is_light(layer: AbstractLayer) -> bool:

@@ -16,7 +16,7 @@ from .._hyperparameters import (
     to_scalar,
 )
 from .._pointwise import AbstractPointwise
-from .._special import arc_sine
+from .._special import arc_sine, fast_expm1
 
 
 def _damped(
@@ -28,7 +28,7 @@ def _damped(
     $y$, such that derivatives are right at zero too, other than those of `jnp.abs`.
     """
     y = jnp.where(x < 0, -x, x)
-    scale, m = jnp.exp(-excess) / 2, jnp.expm1(-2 * y)
+    scale, m = jnp.exp(-excess) / 2, fast_expm1(-2 * y)
     return scale * jnp.where(x < 0, m, -m), scale * (2 + m)
 
 

@@ -1,0 +1,80 @@
+"""The kernel of a pair of inputs between positions at some distances."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._covariance import Pairs
+from ._kernel import Demand, Kernel
+from ._layer import AbstractLayer, infinite
+from ._layers.sequential import Sequential
+from ._shifts import Shifts
+
+
+# Variances are needed besides, which are covariances at equal positions too.
+_EQUAL = Demand(Pairs.SAME, Pairs.SAME)
+
+_of_inputs = eqx.filter_jit(
+    lambda x1, x2, demand, ntk, shifts: Kernel.of_inputs(
+        x1, x2, demand, ntk=ntk, shifts=shifts
+    )
+)
+
+
+@eqx.filter_jit
+def _with_equal(kernel: Kernel, same: Kernel | None) -> Kernel:
+    """Replaces entries at equal positions, if they are there.
+
+    Without `same`, by those of the first input, which are the same of NNGP.
+    """
+    shifts = kernel.nngp.shifts
+    assert shifts is not None
+    is_there = jnp.all(shifts.start == 0)
+
+    def replace(k: Float[Array, "count *spatial"], k0: Float[Array, "*spatial"]) -> Array:
+        return k.at[0].set(jnp.where(is_there, k0, k[0]))
+
+    arrays = lambda *covariances: [c.array for c in covariances if c is not None]
+    of_pair = lambda kernel: arrays(kernel.nngp, kernel.ntk)
+    equal = arrays(kernel.cov1) if same is None else of_pair(same)
+    return eqx.tree_at(of_pair, kernel, list(map(replace, of_pair(kernel), equal)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncompared:
+    """Arrays that do not matter to what is kept in a cache, but for their shapes."""
+
+    arrays: PyTree = dataclasses.field(compare=False)
+
+
+def at_distances(
+    net: AbstractLayer,
+    x1: Float[Array, "*spatial channels"],
+    x2: Float[Array, "*spatial channels"] | None,
+    ntk: bool,
+    shifts: Shifts,
+) -> Kernel:
+    """After layers that keep distances, of two inputs, or of one with itself."""
+    second = x1 if x2 is None else x2
+    kernel = infinite(net, _of_inputs(x1, second, _EQUAL, ntk, shifts))
+    if x2 is not None:
+        return kernel
+    # At equal positions it is exact then: see `Kernel.alone`.
+    alone = infinite(net, _of_inputs(x1, None, _EQUAL, ntk, None)) if ntk else None
+    return _with_equal(kernel, alone)
+
+
+def flat_layers(net: AbstractLayer) -> list[AbstractLayer]:
+    """Layers in one sequence, of sequences in a sequence."""
+    return list(_flat([net]))
+
+
+def _flat(layers: Iterable[AbstractLayer]) -> Iterator[AbstractLayer]:
+    for layer in layers:
+        if isinstance(layer, Sequential):
+            yield from _flat(layer.layers)
+        else:
+            yield layer
