@@ -33,8 +33,9 @@ NAMES = [*architectures, *_cases]
 # Without those of other sizes, degrees and depths than some before them.
 NOVEL = [*architectures, *novel(_cases)]
 
-# That of float64 is above rounding of quadrature, and far below what matters.
-_tolerances = {"float64": 1e-11, "float32": 1e-6}
+# That of float64 is above rounding of quadrature, and far below what matters. In float32
+# each way is within 1e-5 of float64, and tiles of other shapes may be rounded otherwise.
+_tolerances = {"float64": 1e-11, "float32": 2e-5}
 
 _areas = 4, 1, 6
 _shapes = (4, 2), (8,), (2, 2)
