@@ -1,6 +1,9 @@
 """Kernel matrices of every network, of 1 to 17 rows and columns: however they are computed
 they are the same, and to the last bit where tiles are."""
 
+import itertools as it
+
+import jax
 import numpy as np
 import pytest
 from equality import MOST, NAMES, NOVEL, plan, Problem, same
@@ -12,9 +15,12 @@ import infinitenet as inn
 pytest.importorskip("zarr")
 
 _all = pytest.mark.parametrize("name", NAMES)
+_dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 _novel = pytest.mark.parametrize("name", NOVEL)
 # Those of which the fast tests compute matrices over devices.
 _few = NOVEL[2::20]
+# Those of which a slow test computes matrices of all pairs of numbers.
+_all_pairs = NOVEL[::4]
 
 
 def _stored(problem, inputs, memory, folder):
@@ -79,3 +85,62 @@ def _check_meshes(folder, names, count, processes, dtype="float64", seconds=300)
 def test_meshes(tmp_path):
     _, each = _check_meshes(tmp_path, _few, 1, [2])
     assert len(each) > 2
+
+
+#
+# All sizes, and all networks
+#
+
+
+@pytest.fixture
+def cleared():
+    """A process may map only so many executables."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cleared")
+@_dtypes
+@_all
+def test_every_size(name, dtype):
+    """Each of 1 to 17 rows and of columns, in tiles of at most four entries."""
+    problem = Problem(name, dtype)
+    memory, numbers = problem.memory(4), range(1, MOST + 1)
+    sizes = [(n1, n2) for n1, n2, *_ in plan(name, MOST)]
+    if name in _all_pairs and dtype == "float64":
+        sizes = it.product(numbers, numbers)
+    for n1, n2 in it.chain(sizes, ((n, None) for n in numbers)):
+        problem.check(problem.gram(*problem.inputs(n1, n2), memory=memory), n1, n2)
+    print(f"{name}, {dtype}: {problem.deviation:.1e}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cleared")
+@_dtypes
+@_all
+def test_several_sizes(name, dtype, tmp_path):
+    """With and without a store, in tiles and in as few as possible."""
+    problem = Problem(name, dtype)
+    for n1, n2, area, _ in plan(name, 2 if dtype == "float64" else 1):
+        for k in (n2, None):
+            inputs, memory = problem.inputs(n1, k), problem.memory(area)
+            gram, tiling = _stored(problem, inputs, memory, tmp_path / f"{n1}-{k}")
+            problem.check(gram, n1, k)
+            _check_some_tiles(problem, gram, tiling, memory, k is None)
+            problem.check(problem.gram(*inputs), n1, k)
+    print(f"{name}, {dtype}: {problem.deviation:.1e}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(16))
+def test_all_on_meshes(part, tmp_path):
+    """Three matrices of each kind, on meshes of three shapes."""
+    processes = [2, 4] if part % 4 == 0 else [2]
+    _check_meshes(tmp_path, NAMES[part::16], 3, processes, seconds=7200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_all_on_meshes_in_float32(part, tmp_path):
+    _check_meshes(tmp_path, NAMES[part::8], 1, [], "float32", seconds=7200)
