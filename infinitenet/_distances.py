@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ._covariance import Pairs
 from ._kernel import Demand, Kernel
-from ._layer import AbstractLayer, infinite
+from ._layer import AbstractLayer, check, infinite
 from ._layers.sequential import Sequential
 from ._shifts import Shifts
+from ._signal import Signal, signal_of
 
 
 # Variances are needed besides, which are covariances at equal positions too.
@@ -78,3 +81,40 @@ def _flat(layers: Iterable[AbstractLayer]) -> Iterator[AbstractLayer]:
             yield from _flat(layer.layers)
         else:
             yield layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A network around one of its layers, up to which distances are kept.
+
+    - `index`: which one `layer` is, before the layers `rest`.
+    - `step`: how far apart inputs are of positions that are neighbours before it.
+    - `signal`, `before`: of the inputs, and of what that layer is given.
+    """
+
+    index: int
+    layer: Any
+    rest: AbstractLayer
+    step: tuple[int, ...]
+    signal: Signal
+    before: Signal
+
+
+def split_at(
+    net: AbstractLayer, x: jax.ShapeDtypeStruct, kind: type[AbstractLayer]
+) -> Split | None:
+    """Around the first layer of a kind, if those before it keep distances."""
+    layers = flat_layers(net)
+    kinds = [isinstance(layer, kind) for layer in layers]
+    if True not in kinds:
+        return None
+    index = kinds.index(True)
+    signal: Any = signal_of(x)
+    check(net, signal)
+    head, rest = Sequential(layers[:index]), Sequential(layers[index + 1 :])
+    before, step = head.check(signal), head.step(signal)
+    if not isinstance(before, Signal) or not before.spatial or step is None:
+        return None
+    if head.requires(Demand()).cross != Pairs.SAME:
+        return None
+    return Split(index, layers[index], rest, step, signal, before)

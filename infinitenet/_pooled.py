@@ -4,21 +4,18 @@ import dataclasses
 import functools as ft
 import itertools as it
 import math
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ._covariance import Pairs
-from ._distances import at_distances, flat_layers, Uncompared
+from ._distances import at_distances, flat_layers, split_at, Uncompared
 from ._entries import AbstractEntry, Entry
 from ._kernel import Demand
-from ._layer import AbstractLayer, check, infinite
+from ._layer import AbstractLayer, infinite
 from ._layers.pooling import AbstractGlobalPool
 from ._layers.sequential import Sequential
 from ._shifts import Shifts
-from ._signal import Signal, signal_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,27 +110,13 @@ def to_pooled(
 def _cached(
     entry: Entry, uncompared: Uncompared, x: jax.ShapeDtypeStruct, most: int
 ) -> PooledEntry | None:
-    net = entry.net(uncompared.arrays)
-    layers = flat_layers(net)
-    kinds = [isinstance(layer, AbstractGlobalPool) for layer in layers]
-    if True not in kinds:
-        return None
-    index = kinds.index(True)
-    signal: Any = signal_of(x)
-    check(net, signal)
-    head, rest = Sequential(layers[:index]), Sequential(layers[index + 1 :])
-    pooled = head.check(signal)
-    if not isinstance(pooled, Signal) or not pooled.spatial:
-        return None
-    step = head.step(signal)
+    split = split_at(entry.net(uncompared.arrays), x, AbstractGlobalPool)
     # A nonlinearity after pooling would need pooled variances.
-    if step is None or rest.requires(entry.demand).marginal:
+    if split is None or split.rest.requires(entry.demand).marginal:
         return None
-    if head.requires(Demand()).cross != Pairs.SAME:
-        return None
-    out = pooled.spatial
+    out = split.before.spatial
     counts = [c for c in range(1, out[-1] + 1) if out[-1] % c == 0]
-    size = math.prod(signal.spatial) * x.dtype.itemsize
+    size = math.prod(split.signal.spatial) * x.dtype.itemsize
     at_once = min(_AT_ONCE, most) // size
     count = max((c for c in counts if c <= at_once), default=1)
-    return PooledEntry(entry, index, step, out, count)
+    return PooledEntry(entry, split.index, split.step, out, count)

@@ -5,7 +5,6 @@ import functools as ft
 import itertools as it
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.lax as lax
@@ -14,14 +13,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._covariance import Covariance, Pairs
-from ._distances import at_distances, flat_layers, Uncompared
+from ._distances import at_distances, flat_layers, split_at, Uncompared
 from ._entries import AbstractEntry, Entry
-from ._kernel import Demand, Kernel
+from ._kernel import Kernel
 from ._layer import AbstractLayer, check, infinite
 from ._layers.pooling import AbstractPool
 from ._layers.sequential import Sequential
 from ._shifts import Shifts
-from ._signal import Signal, signal_of
 
 
 # Of a single entry, for workers to share. Not as many as there are, so that the order of
@@ -176,34 +174,25 @@ def to_pooled_windows(
 def _cached(
     entry: Entry, uncompared: Uncompared, x: jax.ShapeDtypeStruct, most: int
 ) -> PooledWindowsEntry | None:
-    net = entry.net(uncompared.arrays)
-    layers = flat_layers(net)
-    kinds = [isinstance(layer, AbstractPool) for layer in layers]
-    if True not in kinds:
+    split = split_at(entry.net(uncompared.arrays), x, AbstractPool)
+    if split is None:
         return None
-    index = kinds.index(True)
-    pool: Any = layers[index]
-    head, rest = Sequential(layers[:index]), Sequential(layers[index + 1 :])
-    signal: Any = signal_of(x)
-    check(net, signal)
-    out = head.check(signal)
-    if not isinstance(out, Signal) or head.requires(Demand()).cross != Pairs.SAME:
-        return None
-    step, tiling = head.step(signal), _tiling(pool.matrices(out.spatial))
-    size = math.prod(signal.spatial) * signal.spatial[-1] * x.dtype.itemsize
-    if step is None or tiling is None or size > most:
+    pool, out, spatial = split.layer, split.before, split.signal.spatial
+    tiling = _tiling(pool.matrices(out.spatial))
+    size = math.prod(spatial) * spatial[-1] * x.dtype.itemsize
+    if tiling is None or size > most:
         return None
     windows, weight = tiling
     n = math.prod(out.spatial[:-1])
     return PooledWindowsEntry(
         entry,
-        index,
-        step,
+        split.index,
+        split.step,
         out.spatial,
         windows,
         weight,
         check(pool, out).channels,
-        rest.requires(entry.demand).marginal != Pairs.NONE,
+        split.rest.requires(entry.demand).marginal != Pairs.NONE,
         next(c for c in range(min(_PARTS, n), 0, -1) if n % c == 0),
     )
 
