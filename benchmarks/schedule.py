@@ -29,14 +29,15 @@ def grid(devices: int) -> tuple[int, int]:
 def idle_rows(n: int, devices: Sequence[int]) -> list[list[str]]:
     """Returns a row of the table for each number of devices and area of tiles."""
     from infinitenet._schedule import balanced_half, own_blocks
+    from infinitenet._tiles import Cost
 
     rows = []
     for name, area in AREAS.items():
         for number in devices:
-            mesh = grid(number)
+            mesh, cost = grid(number), Cost(beginning=area // 8)
             shares = (
                 own_blocks(n, n, mesh, area).idle_share(n, n, symmetric=False),
-                balanced_half(n, mesh, area, area // 8).idle_share(n, n, symmetric=True),
+                balanced_half(n, mesh, area, cost).idle_share(n, n, symmetric=True),
             )
             shape = f"{mesh[0]} × {mesh[1]}"
             rows.append([name, str(number), shape, *(f"{s:.2%}" for s in shares)])

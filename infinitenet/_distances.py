@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._covariance import Pairs
 from ._kernel import Demand, Kernel
@@ -46,13 +46,6 @@ def _with_equal(kernel: Kernel, same: Kernel | None) -> Kernel:
     return eqx.tree_at(of_pair, kernel, list(map(replace, of_pair(kernel), equal)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Uncompared:
-    """Arrays that do not matter to what is kept in a cache."""
-
-    arrays: PyTree = dataclasses.field(compare=False)
-
-
 def at_distances(
     net: AbstractLayer,
     x1: Float[Array, "*spatial channels"],
@@ -70,9 +63,15 @@ def at_distances(
     return _with_equal(kernel, alone)
 
 
-def flat_layers(net: AbstractLayer) -> list[AbstractLayer]:
-    """Layers in one sequence, of sequences in a sequence."""
-    return list(_flat([net]))
+def around(
+    net: AbstractLayer, index: int
+) -> tuple[AbstractLayer, AbstractLayer, AbstractLayer]:
+    """The layers before one of them, that one, and those after it.
+
+    Layers of sequences in a sequence are counted as if they were in one.
+    """
+    layers = list(_flat([net]))
+    return Sequential(layers[:index]), layers[index], Sequential(layers[index + 1 :])
 
 
 def _flat(layers: Iterable[AbstractLayer]) -> Iterator[AbstractLayer]:
@@ -104,17 +103,16 @@ def split_at(
     net: AbstractLayer, x: jax.ShapeDtypeStruct, kind: type[AbstractLayer]
 ) -> Split | None:
     """Around the first layer of a kind, if those before it keep distances."""
-    layers = flat_layers(net)
-    kinds = [isinstance(layer, kind) for layer in layers]
+    kinds = [isinstance(layer, kind) for layer in _flat([net])]
     if True not in kinds:
         return None
     index = kinds.index(True)
+    head, layer, rest = around(net, index)
     signal: Any = signal_of(x)
     check(net, signal)
-    head, rest = Sequential(layers[:index]), Sequential(layers[index + 1 :])
     before, step = head.check(signal), head.step(signal)
     if not isinstance(before, Signal) or not before.spatial or step is None:
         return None
     if head.requires(Demand()).cross != Pairs.SAME:
         return None
-    return Split(index, layers[index], rest, step, signal, before)
+    return Split(index, layer, rest, step, signal, before)

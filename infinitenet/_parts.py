@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from ._batch import shape_of_one
+from ._by_distances import by_distances
 from ._entries import (
     AbstractEntry,
     add,
@@ -22,11 +23,10 @@ from ._entries import (
 )
 from ._kernel import Demand
 from ._layer import AbstractLayer
-from ._pooled import to_pooled
-from ._pooled_windows import to_pooled_windows
 from ._tiles import (
     beginning_of,
     choose_area,
+    Cost,
     cut,
     most_entries,
     most_inputs,
@@ -59,17 +59,17 @@ class Parts:
         memory = to_memory(memory)
         most = most_of(memory // self.workers)
         one1, one2 = shape_of_one(x1), shape_of_one(x2)
-        about = entry, self.arrays, one1, most
-        by_distances = to_pooled(*about) or to_pooled_windows(*about)
-        self.entry: AbstractEntry = by_distances or entry
+        self.entry: AbstractEntry = by_distances(entry, self.arrays, one1, most) or entry
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, one1, one2, part)
         # With little memory, one at a time.
         enough = most_of(memory) >= self.workers * program.largest_of_pairs
         self.workers = self.workers if enough else 1
         self.area = choose_area(program.largest_of_pairs, memory // self.workers)
-        self.longest = most_inputs(program.largest_of_one, memory // self.workers)
-        self.beginning = beginning_of(program.largest_of_pairs)
+        longest = most_inputs(program.largest_of_one, memory // self.workers)
+        self.cost = Cost(longest, beginning_of(program.largest_of_pairs))
+        # Of inputs with themselves, entries that are computed at a time.
+        self.alone = min(self.area, longest)
         self.most = most_entries(program.largest_of_pairs, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:

@@ -1,20 +1,17 @@
 """Kernels of networks with global pooling, from a few distances of positions at a time."""
 
 import dataclasses
-import functools as ft
 import itertools as it
 import math
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
-from ._distances import at_distances, flat_layers, split_at, Uncompared
+from ._distances import around, at_distances, split_at
 from ._entries import AbstractEntry, Entry
 from ._kernel import Demand
 from ._layer import AbstractLayer, infinite
 from ._layers.pooling import AbstractGlobalPool
-from ._layers.sequential import Sequential
 from ._shifts import Shifts
 
 
@@ -65,8 +62,7 @@ class PooledEntry(AbstractEntry):
         return np.multiply(distances, self.step).astype(np.int32), np.int32(weight)
 
     def part(self, arrays, x1, x2, part):
-        layers = self._layers(arrays)
-        head, pool = Sequential(layers[: self.index]), layers[self.index]
+        head, pool, _ = around(self.entry.net(arrays), self.index)
         start, weight = part
         shifts = Shifts(start, self.step[-1], self.count)
         kernel = at_distances(head, x1, x2, self.entry.ntk, shifts)
@@ -77,12 +73,9 @@ class PooledEntry(AbstractEntry):
         return jax.tree.map(times, total)
 
     def finish(self, arrays, total):
-        rest = Sequential(self._layers(arrays)[self.index + 1 :])
+        *_, rest = around(self.entry.net(arrays), self.index)
         out = infinite(rest, total).restrict(self.entry.demand)
         return out.nngp, out.ntk
-
-    def _layers(self, arrays: PyTree) -> list[AbstractLayer]:
-        return flat_layers(self.entry.net(arrays))
 
 
 # Bytes of arrays of several distances, of which few pairs of images still fill a cache.
@@ -90,27 +83,13 @@ _AT_ONCE = 2**18
 
 
 def to_pooled(
-    entry: Entry, arrays: PyTree, x: PyTree[jax.ShapeDtypeStruct], most: int
+    entry: Entry, net: AbstractLayer, x: jax.ShapeDtypeStruct, most: int
 ) -> PooledEntry | None:
-    """The entries of a network, if it is one with pooling of which this is true.
+    """The entries of a network, if it is one with global pooling of which this is true.
 
-    **Arguments:**
-
-    - `entry`, `arrays`: the entries from all pairs of positions, and its arrays.
-    - `x`: the shape of an example.
-    - `most`: bytes that an array of some distances may take.
+    Arguments are as those of `by_distances`.
     """
-    if not isinstance(x, jax.ShapeDtypeStruct):
-        return None
-    return _cached(entry, Uncompared(arrays), x, most)
-
-
-# Looking at all layers takes longer than computing kernels of a few images.
-@ft.lru_cache(maxsize=256)
-def _cached(
-    entry: Entry, uncompared: Uncompared, x: jax.ShapeDtypeStruct, most: int
-) -> PooledEntry | None:
-    split = split_at(entry.net(uncompared.arrays), x, AbstractGlobalPool)
+    split = split_at(net, x, AbstractGlobalPool)
     # A nonlinearity after pooling would need pooled variances.
     if split is None or split.rest.requires(entry.demand).marginal:
         return None

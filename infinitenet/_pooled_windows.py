@@ -10,15 +10,14 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from ._covariance import Covariance, Pairs
-from ._distances import at_distances, flat_layers, split_at, Uncompared
+from ._distances import around, at_distances, split_at
 from ._entries import AbstractEntry, Entry
 from ._kernel import Kernel
 from ._layer import AbstractLayer, check, infinite
 from ._layers.pooling import AbstractPool
-from ._layers.sequential import Sequential
 from ._shifts import Shifts
 
 
@@ -70,7 +69,7 @@ class PooledWindowsEntry(AbstractEntry):
         return list(starts.reshape(self.count, each, len(others)))
 
     def part(self, arrays, x1, x2, part):
-        head = Sequential(self._layers(arrays)[: self.index])
+        head, *_ = around(self.entry.net(arrays), self.index)
         of = lambda x1, x2, ntk: self._sums(head, x1, x2, ntk, part)
         total = of(x1, x2, self.entry.ntk)
         if x2 is None:
@@ -79,7 +78,7 @@ class PooledWindowsEntry(AbstractEntry):
         return total, *own
 
     def finish(self, arrays, total):
-        rest = Sequential(self._layers(arrays)[self.index + 1 :])
+        *_, rest = around(self.entry.net(arrays), self.index)
         (nngp, *ntk), *own = jax.tree.map(self._all_pairs, total)
         kernel = Kernel(
             nngp,
@@ -91,9 +90,6 @@ class PooledWindowsEntry(AbstractEntry):
         out = infinite(rest, kernel.restrict(rest.requires(self.entry.demand)))
         out = out.restrict(self.entry.demand)
         return out.nngp, out.ntk
-
-    def _layers(self, arrays: PyTree) -> list[AbstractLayer]:
-        return flat_layers(self.entry.net(arrays))
 
     @property
     def _pooled(self) -> tuple[int, ...]:
@@ -108,11 +104,10 @@ class PooledWindowsEntry(AbstractEntry):
         starts: Int[Array, "n others"],
     ) -> tuple[Float[Array, "*distances_and_positions"], ...]:
         """What some distances contribute to pooled NNGP and NTK, at pooled distances."""
+        step = np.array(self.step, np.int32)
 
         def add(total: tuple[Array, ...], start: Int[Array, " others"]):
-            at = jnp.concatenate([start, jnp.zeros(1, start.dtype)]) * np.array(
-                self.step, np.int32
-            )
+            at = jnp.concatenate([start, jnp.zeros(1, start.dtype)]) * step
             shifts = Shifts(at, self.step[-1], self.out[-1])
             kernel = at_distances(head, x1, x2, ntk, shifts)
             new = [k.array for k in (kernel.nngp, kernel.ntk) if k is not None]
@@ -162,19 +157,10 @@ def _add_windows(
 
 
 def to_pooled_windows(
-    entry: Entry, arrays: PyTree, x: PyTree[jax.ShapeDtypeStruct], most: int
+    entry: Entry, net: AbstractLayer, x: jax.ShapeDtypeStruct, most: int
 ) -> PooledWindowsEntry | None:
-    """The entries of a network with such pooling, or `None`. Arguments as `to_pooled`."""
-    if not isinstance(x, jax.ShapeDtypeStruct):
-        return None
-    return _cached(entry, Uncompared(arrays), x, most)
-
-
-@ft.lru_cache(maxsize=256)
-def _cached(
-    entry: Entry, uncompared: Uncompared, x: jax.ShapeDtypeStruct, most: int
-) -> PooledWindowsEntry | None:
-    split = split_at(entry.net(uncompared.arrays), x, AbstractPool)
+    """The entries of a network with such pooling. Arguments as those of `by_distances`."""
+    split = split_at(net, x, AbstractPool)
     if split is None:
         return None
     pool, out, spatial = split.layer, split.before, split.signal.spatial

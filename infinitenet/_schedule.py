@@ -36,26 +36,28 @@ def blocks(n: int, parts: int) -> int:
     return -(-n // parts)
 
 
-def own_blocks(n1: int, n2: int, shape: tuple[int, int], area: int) -> Schedule:
+def own_blocks(
+    n1: int, n2: int, shape: tuple[int, int], area: int, cost: Cost = Cost()
+) -> Schedule:
     """Each device computes its own block of the matrix, of which nobody else needs any."""
     size = blocks(n1, shape[0]), blocks(n2, shape[1])
-    rows, columns = tile_shape(*size, area, symmetric=False)
+    rows, columns = tile_shape(*size, area, symmetric=False, cost=cost)
     corners = np.array([(i * size[0], j * size[1]) for i, j in np.ndindex(*shape)])
     i, j = np.meshgrid(starts(size[0], rows), starts(size[1], columns), indexing="ij")
     tiles = np.stack([i.ravel(), j.ravel()], 1).astype(np.int32)
     return Schedule(rows, columns, tiles[:, None] + corners[None].astype(np.int32))
 
 
-def balanced_half(n: int, shape: tuple[int, int], area: int, beginning: int) -> Schedule:
+def balanced_half(
+    n: int, shape: tuple[int, int], area: int, cost: Cost = Cost()
+) -> Schedule:
     """The tiles on and above the diagonal of a symmetric matrix, dealt out like cards.
 
-    The last round is filled up with tiles that are computed twice. `beginning` is that of a
-    `Cost`.
+    The last round is filled up with tiles that are computed twice.
     """
     devices = math.prod(shape)
-    size, _ = tile_shape(
-        n, n, area, symmetric=True, cost=Cost(beginning=beginning, at_once=devices)
-    )
+    cost = cost._replace(at_once=devices)
+    size, _ = tile_shape(n, n, area, symmetric=True, cost=cost)
     at = np.array(starts(n, size), np.int32)
     # There are millions of tiles of few entries.
     i, j = (index.astype(np.int32) for index in np.triu_indices(len(at)))

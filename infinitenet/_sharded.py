@@ -47,10 +47,11 @@ class ShardedGram:
         host = jax.tree.map(np.asarray, (parts.arrays, x1, second))
         self.arrays, self.x1, self.x2 = host
         self.grid = grid = Grid(mesh, batch_size(x1), batch_size(second))
+        about = grid.shape, parts.area, parts.cost
         if self.symmetric:
-            schedule = balanced_half(grid.n1, grid.shape, parts.area, parts.beginning)
+            schedule = balanced_half(grid.n1, *about)
         else:
-            schedule = own_blocks(grid.n1, grid.n2, grid.shape, parts.area)
+            schedule = own_blocks(grid.n1, grid.n2, *about)
         self.entry, self.starts = parts.entry, schedule.starts
         # Inputs of each device, of which it computes the diagonal.
         self.own = blocks(grid.n1, math.prod(grid.shape))
@@ -59,7 +60,7 @@ class ShardedGram:
             parts.entry,
             schedule.rows,
             schedule.columns,
-            min(self.own, parts.area),
+            min(self.own, parts.alone),
             self.symmetric,
         )
 

@@ -14,7 +14,7 @@ from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._parts import Parts
 from ._progress import Progress
-from ._tiles import choose_tiles, Cost, cut, starts, Tile
+from ._tiles import choose_tiles, cut, starts, Tile
 
 
 class TiledGram:
@@ -43,7 +43,7 @@ class TiledGram:
             self.n2,
             self.parts.area,
             symmetric=self.symmetric,
-            cost=Cost(self.parts.longest, self.parts.beginning, at_once),
+            cost=self.parts.cost._replace(at_once=at_once),
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:
@@ -96,7 +96,7 @@ def tiled_diagonal(
 
 def _diagonal(parts: Parts) -> Pair:
     n = batch_size(parts.x1)
-    size = min(parts.area, n)
+    size = min(parts.alone, n)
     at, out = starts(n, size), None
     for start, part in zip(at, parts.diagonals(at, size), strict=True):
         if len(at) == 1:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import infinitenet as inn
+from infinitenet._entries import pairs, program_of
 
 
 _oracle = pathlib.Path(__file__).parent / "oracle"
@@ -90,6 +92,24 @@ def run_once(fn, *args):
     """`fn(*args)`, compiled like that."""
     arrays, static = eqx.partition(args, eqx.is_array)
     return quick_jit(lambda arrays: fn(*eqx.combine(arrays, static)))(arrays)
+
+
+def tile_memory(parts, x1, x2):
+    """What the compiler says of the memory of a tile of these inputs."""
+    args = parts.arrays, x1, x2, parts.entry.parts[0]
+    program = program_of(parts.entry, pairs, *args)
+    used: Any = program.run.lower(*jax.tree.leaves(args)).compile().memory_analysis()
+    return used
+
+
+def check_single_precision(net, x):
+    """Within 1e-5 of float64: of the root mean square, and of each entry's own size on
+    the diagonal."""
+    got, want = inn.gram(net, x.astype(np.float32)), inn.gram(net, x)
+    for a, b in ((got.nngp, want.nngp), (got.ntk, want.ntk)):
+        assert a.dtype == jnp.float32
+        assert np.max(np.abs(a - b)) < 1e-5 * np.sqrt(np.mean(np.square(b)))
+        np.testing.assert_allclose(jnp.diag(a), jnp.diag(b), rtol=1e-5)
 
 
 def run_python(source):

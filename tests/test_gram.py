@@ -2,16 +2,15 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from helpers import tile_memory
 
 import infinitenet as inn
-from infinitenet._entries import pairs, program_of
 from infinitenet._parts import Parts
 from infinitenet._tiled import TiledGram
 from infinitenet._tiles import choose_area, choose_tiles
@@ -199,9 +198,7 @@ def test_memory_of_inputs():
     x, memory = jnp.ones((100, 5000)), 2**22
     parts = Parts(net, x, x, ntk=True, demand=inn.Demand(), memory=memory)
     tiling = TiledGram(net, x, x, ntk=True, demand=inn.Demand(), memory=memory).tiling
-    args = parts.arrays, x[: tiling.rows], x[: tiling.columns], None
-    program = program_of(parts.entry, pairs, *args)
-    used: Any = program.run.lower(*jax.tree.leaves(args)).compile().memory_analysis()
+    used = tile_memory(parts, x[: tiling.rows], x[: tiling.columns])
     assert parts.workers * (used.temp_size_in_bytes + used.output_size_in_bytes) < memory
 
 

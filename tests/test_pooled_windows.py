@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import check_single_precision, tile_memory
 
 import infinitenet as inn
 from infinitenet._covariance import Pairs
@@ -181,10 +182,7 @@ def test_other_networks(layers):
 def test_single_precision():
     net, shape = _networks["images"]
     x = _normal(3, *shape)
-    got, want = inn.gram(net, x.astype(np.float32)), inn.gram(net, x)
-    for a, b in ((got.nngp, want.nngp), (got.ntk, want.ntk)):
-        assert a.dtype == jnp.float32
-        assert np.max(np.abs(a - b)) < 1e-5 * np.sqrt(np.mean(np.square(b)))
+    check_single_precision(net, x)
 
 
 def test_mixed_precision():
@@ -208,9 +206,6 @@ def test_memory():
         inn.GlobalAvgPool(),
     )
     x = jnp.asarray(_normal(1, 32, 32, 1))
-    parts = _parts(net, x)
-    args = parts.arrays, x, x, parts.entry.parts[0]
-    program = program_of(parts.entry, pairs, *args)
-    used: Any = program.run.lower(*jax.tree.leaves(args)).compile().memory_analysis()
+    used = tile_memory(_parts(net, x), x, x)
     assert used.temp_size_in_bytes < (32 * 32) ** 2 * x.itemsize / 2
     assert inn.gram(net, x, memory=2**22).ntk.shape == (1, 1)

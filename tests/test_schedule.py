@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from infinitenet._schedule import balanced_half, own_blocks
+from infinitenet._tiles import Cost
 
 
 _sizes = st.integers(1, 40)
@@ -44,7 +45,7 @@ def test_own_blocks(n1, n2, shape, area):
 @hypothesis.given(n=_sizes, shape=_shapes, area=_areas)
 def test_balanced_half(n, shape, area):
     """Every entry is computed, or the one on the other side of the diagonal."""
-    schedule = balanced_half(n, shape, area, area // 8)
+    schedule = balanced_half(n, shape, area, Cost(beginning=area // 8))
     assert schedule.rows == schedule.columns and schedule.rows**2 <= area
     assert schedule.starts.shape[1:] == (math.prod(shape), 2)
     row, column = schedule.starts[..., 0], schedule.starts[..., 1]
@@ -57,7 +58,7 @@ def test_balanced_half(n, shape, area):
 @hypothesis.given(n=st.integers(1, 200), shape=_shapes, area=_areas)
 def test_all_devices_have_work(n, shape, area):
     """The same number of tiles, of which less than one for each is there twice."""
-    starts = balanced_half(n, shape, area, area // 8).starts
+    starts = balanced_half(n, shape, area, Cost(beginning=area // 8)).starts
     tiles = {tuple(tile) for tile in starts.reshape(-1, 2)}
     devices = math.prod(shape)
     assert starts.shape[0] * devices - len(tiles) < devices
@@ -67,7 +68,8 @@ def test_all_devices_have_work(n, shape, area):
 @pytest.mark.parametrize("area", [8**2, 32**2])
 def test_little_is_idle(devices, area):
     n = 8192
-    half, all_ = balanced_half(n, devices, area, area // 8), own_blocks(n, n, devices, area)
+    half = balanced_half(n, devices, area, Cost(beginning=area // 8))
+    all_ = own_blocks(n, n, devices, area)
     assert half.idle_share(n, n, symmetric=True) < 0.05
     assert all_.idle_share(n, n, symmetric=False) < 0.01
 
@@ -75,6 +77,16 @@ def test_little_is_idle(devices, area):
 def test_small_matrices_are_spread():
     """By tiles smaller than there is room for."""
     n, devices = 64, (4, 2)
-    schedule = balanced_half(n, devices, n**2, 0)
+    schedule = balanced_half(n, devices, n**2)
     assert len(schedule.starts) >= 4
     assert schedule.idle_share(n, n, symmetric=True) < 0.3
+
+
+def test_longest():
+    """Tiles have no more rows or columns than there is memory for."""
+    cost = Cost(longest=3)
+    for schedule in (
+        own_blocks(20, 20, (2, 1), 100, cost),
+        balanced_half(20, (2, 1), 100, cost),
+    ):
+        assert max(schedule.rows, schedule.columns) <= 3

@@ -2,15 +2,15 @@
 
 import dataclasses
 import itertools as it
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import check_single_precision, tile_memory
 
 import infinitenet as inn
-from infinitenet._entries import Entry, pairs, program_of
+from infinitenet._entries import Entry
 from infinitenet._parts import Parts
 from infinitenet._pooled import PooledEntry
 from infinitenet._shifts import Shifts
@@ -236,11 +236,7 @@ def test_masks():
 def test_single_precision():
     net, shape = _networks["images"]
     x = _normal(3, *shape)
-    got, want = inn.gram(net, x.astype(np.float32)), inn.gram(net, x)
-    for a, b in ((got.nngp, want.nngp), (got.ntk, want.ntk)):
-        assert a.dtype == jnp.float32
-        assert np.max(np.abs(a - b)) < 1e-5 * np.sqrt(np.mean(np.square(b)))
-        np.testing.assert_allclose(jnp.diag(a), jnp.diag(b), rtol=1e-5)
+    check_single_precision(net, x)
 
 
 #
@@ -255,10 +251,7 @@ def test_memory_of_tiles():
     parts = Parts(net, x, x, **_options(memory=memory))
     tiling = choose_tiles(4, 4, parts.area, symmetric=False)
     x1, x2 = cut(parts.x1, 0, tiling.rows), cut(parts.x2, 0, tiling.columns)
-    args = parts.arrays, x1, x2, parts.entry.parts[0]
-    program = program_of(parts.entry, pairs, *args)
-    compiled = program.run.lower(*jax.tree.leaves(args)).compile()
-    used: Any = compiled.memory_analysis()
+    used = tile_memory(parts, x1, x2)
     assert used.temp_size_in_bytes + used.output_size_in_bytes < memory
     assert (32 * 32) ** 2 * x.itemsize > memory
 
