@@ -64,3 +64,13 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
         )
     x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
     return x if is_traced(x) else check_finite(name, x, _NOT_FINITE)
+
+
+def to_batches(x1: PyTree, x2: PyTree | None) -> tuple[PyTree, PyTree | None]:
+    """Both as `to_batch` has them, of one precision: `x1` and `x2`, if there is any."""
+    both = to_batch("x1", x1), None if x2 is None else to_batch("x2", x2)
+    floats = [x for x in jax.tree.leaves(both) if eqx.is_inexact_array(x)]
+    if len({x.dtype for x in floats}) == 1:
+        return both
+    dtype = jnp.result_type(*floats)
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, both)

@@ -131,12 +131,21 @@ def alone(entry: AbstractEntry, arrays: PyTree, x: PyTree, part: Any) -> PyTree:
     return jax.vmap(lambda x: entry.part(arrays, x, None, part))(x)
 
 
+def finish_one(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
+    return entry.finish(arrays, total)
+
+
 def finish_pairs(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
     return jax.vmap(lambda row: finish_alone(entry, arrays, row))(total)
 
 
 def finish_alone(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
     return jax.vmap(lambda total: entry.finish(arrays, total))(total)
+
+
+def finish_stacks(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
+    finish = lambda tile: finish_pairs(entry, arrays, tile)
+    return jax.vmap(jax.vmap(finish))(total)
 
 
 def program_of(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> Program:

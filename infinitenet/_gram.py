@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from ._batch import to_batch
+from ._batch import to_batch, to_batches
 from ._checks import are_finite, check_finite
 from ._custom_types import Arrays
 from ._entries import check_arguments, Pair
@@ -98,8 +98,7 @@ def gram(
             raise ValueError("Give either `store` or `mesh`: stores do not use meshes.")
         stored = store_gram(net, x1, x2, store=store, progress=progress, **options).load()
         return Gram(*_finite_arrays(stored.nngp, stored.ntk))
-    x1 = to_batch("x1", x1)
-    x2 = None if x2 is None else to_batch("x2", x2)
+    x1, x2 = to_batches(x1, x2)
     if is_traced((net, x1, x2)):
         return Gram(*_finite(traced_gram(net, x1, x2, ntk, demand, memory)))
     if mesh is not None and jax.process_index() > 0 and not callable(progress):

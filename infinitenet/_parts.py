@@ -3,9 +3,10 @@
 import functools as ft
 import itertools as it
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Int, PyTree
 
 from ._batch import shape_of_one
 from ._by_distances import by_distances
@@ -15,7 +16,9 @@ from ._entries import (
     alone,
     entry_of,
     finish_alone,
+    finish_one,
     finish_pairs,
+    finish_stacks,
     one,
     Pair,
     pairs,
@@ -23,19 +26,21 @@ from ._entries import (
 )
 from ._kernel import Demand
 from ._layer import AbstractLayer
+from ._stacks import Stacked, Stacks
 from ._tiles import (
-    beginning_of,
     choose_area,
-    Cost,
+    cost_of,
     cut,
     most_entries,
-    most_inputs,
     most_of,
     Tile,
     to_memory,
 )
 from ._uniform import common_variance
 from ._workers import keep_memory, n_workers, run_all
+
+
+_T = TypeVar("_T")
 
 
 class Parts:
@@ -62,14 +67,17 @@ class Parts:
         self.entry: AbstractEntry = by_distances(entry, self.arrays, one1, most) or entry
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, one1, one2, part)
+        # One entry, of which there are but the shapes.
+        self.like = program_of(self.entry, finish_one, self.arrays, program.out).out
         # With little memory, one at a time.
         enough = most_of(memory) >= self.workers * program.largest_of_pairs
         self.workers = self.workers if enough else 1
         self.area = choose_area(program.largest_of_pairs, memory // self.workers)
-        longest = most_inputs(program.largest_of_one, memory // self.workers)
-        self.cost = Cost(longest, beginning_of(program.largest_of_pairs))
+        self.cost = cost_of(
+            program.largest_of_pairs, program.largest_of_one, memory // self.workers
+        )
         # Of inputs with themselves, entries that are computed at a time.
-        self.alone = min(self.area, longest)
+        self.alone = min(self.area, self.cost.longest)
         self.most = most_entries(program.largest_of_pairs, memory)
 
     def tiles(self, tiles: Sequence[Tile], rows: int, columns: int) -> Iterator[Pair]:
@@ -81,7 +89,20 @@ class Parts:
             x1 = cut(self.x1, tile.row, rows)
             return program(self.arrays, x1, cut(self.x2, tile.column, columns), part)
 
-        return self._sums(run, tiles, self.entry.parts, finish_pairs)
+        return self._sums(run, tiles, self.entry.parts, finish_pairs, lambda _, tile: tile)
+
+    def stacks(
+        self, stacks: Stacks, write: Callable[[Int[np.ndarray, "tiles 2"], Pair], None]
+    ) -> Iterator[None]:
+        """Computes tiles, and writes them: where each begins, and its entries.
+
+        Several may be written at a time.
+        """
+        fn, parts = Stacked(stacks.rows, stacks.columns), self.entry.parts
+        about = self.arrays, self.x1, self.x2, stacks.starts[0], parts[0]
+        program = program_of(self.entry, fn, *about)
+        run = lambda starts, part: program(*about[:3], starts, part)
+        return self._sums(run, list(stacks.starts), parts, finish_stacks, write)
 
     def diagonals(self, at: Sequence[int], size: int) -> Iterator[Pair]:
         """The kernel of each input with itself, of those from each of some starts."""
@@ -89,7 +110,7 @@ class Parts:
         parts = self.entry.parts_alone
         program = program_of(self.entry, alone, self.arrays, x, parts[0])
         run = lambda start, part: program(self.arrays, cut(self.x1, start, size), part)
-        return self._sums(run, at, parts, finish_alone)
+        return self._sums(run, at, parts, finish_alone, lambda _, entries: entries)
 
     def _sums(
         self,
@@ -97,16 +118,24 @@ class Parts:
         items: Sequence[Any],
         parts: Sequence[Any],
         finish: Callable[..., Pair],
-    ) -> Iterator[Pair]:
-        each = it.product(items, parts)
+        then: Callable[[Any, Pair], _T],
+    ) -> Iterator[_T]:
+        """What becomes of each item, in order."""
+
+        def end(item: Any, total: PyTree) -> _T:
+            program = program_of(self.entry, finish, self.arrays, total)
+            return then(item, program(self.arrays, total))
+
         # Threads are of no use to a single program.
         workers = min(self.workers, len(items) * len(parts))
+        if len(parts) == 1:
+            whole = lambda item: end(item, run(item, parts[0]))
+            yield from run_all((ft.partial(whole, item) for item in items), workers)
+            return
+        each = it.product(items, parts)
         results = run_all((ft.partial(run, *pair) for pair in each), workers)
-        program = None
-        for _ in items:
+        for item in items:
             total = next(results)
             for _ in parts[1:]:
                 total = add(total, next(results))
-            if program is None:
-                program = program_of(self.entry, finish, self.arrays, total)
-            yield program(self.arrays, total)
+            yield end(item, total)

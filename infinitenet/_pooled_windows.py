@@ -114,8 +114,7 @@ class PooledWindowsEntry(AbstractEntry):
             one = ft.partial(_add_windows, start=start, windows=self.windows)
             return tuple(map(one, total, new)), None
 
-        dtype = x1.dtype if x2 is None else jnp.result_type(x1, x2)
-        zeros = jnp.zeros(2 * self._pooled, dtype)
+        zeros = jnp.zeros(2 * self._pooled, x1.dtype)
         return lax.scan(add, (zeros,) * (1 + ntk), starts)[0]
 
     def _all_pairs(self, total: Float[Array, "*distances_and_positions"]) -> Covariance:

@@ -19,20 +19,20 @@ _CALLS = ("jit", "pjit", "custom_jvp_call")
 
 
 class Program:
-    """A function for arguments of some shapes."""
+    """A function for arguments of some shapes, which returns arrays such as `out`."""
 
     def __init__(self, fn: Callable[..., PyTree], *args: PyTree):
         flat, structure = jax.tree.flatten(args)
         self._sizes = [len(jax.tree.leaves(arg)) for arg in args]
-        self.jaxpr, shapes = jax.make_jaxpr(
+        self.jaxpr, self.out = jax.make_jaxpr(
             lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*flat)
-        run, self.out = jex.jaxpr_as_fun(self.jaxpr), jax.tree.structure(shapes)
+        run, self._structure = jex.jaxpr_as_fun(self.jaxpr), jax.tree.structure(self.out)
         # One that does nothing is not worth a call.
         self.run: Any = jax.jit(run) if self.jaxpr.eqns else run
 
     def __call__(self, *args: PyTree) -> PyTree:
-        return jax.tree.unflatten(self.out, self.run(*jax.tree.leaves(args)))
+        return jax.tree.unflatten(self._structure, self.run(*jax.tree.leaves(args)))
 
     @ft.cached_property
     def largest_array(self) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
-from ._assembly import mirrored
+from ._assembly import from_above, mirrored
 from ._entries import AbstractEntry, alone, finish_alone, finish_pairs, Pair, pairs
 from ._grid import Grid
 from ._schedule import blocks
@@ -68,10 +68,9 @@ class Programs:
             tile = finish_pairs(self.entry, arrays, _without_axis(total))
             if not self.symmetric:
                 return _with_axis(tile)
-            # Tiles on the diagonal hold each entry twice, perhaps with other rounding.
             on_diagonal = at[0, 0] == at[0, 1]
-            mean = lambda a, b: jnp.where(on_diagonal, (a + b) / 2, a)
-            return _with_axis(jax.tree.map(mean, tile, mirrored(tile)))
+            choose = lambda a, b: jnp.where(on_diagonal, a, b)
+            return _with_axis(jax.tree.map(choose, from_above(tile), tile))
 
         return self.grid.map(run, (jax.P(), self.grid.on_each, self.grid.on_each))
 

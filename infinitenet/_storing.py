@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._batch import to_batch
+from ._batch import to_batches
 from ._custom_types import Arrays
 from ._entries import check_arguments
 from ._kernel import Demand
@@ -73,8 +73,7 @@ def store_gram(
     Entries that overflow are stored as they are: only `load` of `gram` refuses them.
     """
     check_arguments(net, demand)
-    x1 = to_batch("x1", x1)
-    x2 = None if x2 is None else to_batch("x2", x2)
+    x1, x2 = to_batches(x1, x2)
     if is_traced((net, x1, x2)):
         raise ValueError(
             "`store` needs arrays of known values: call it outside of `jax.jit`, "

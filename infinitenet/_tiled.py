@@ -14,6 +14,7 @@ from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._parts import Parts
 from ._progress import Progress
+from ._stacks import half_stacks, to_stacks
 from ._tiles import choose_tiles, cut, starts, Tile
 
 
@@ -38,12 +39,9 @@ class TiledGram:
         self.n1, self.n2 = batch_size(self.parts.x1), batch_size(self.parts.x2)
         # Parts of one tile are computed at a time too.
         at_once = self.parts.workers if len(self.parts.entry.parts) == 1 else 1
+        self._cost = self.parts.cost._replace(at_once=at_once)
         self.tiling = choose_tiles(
-            self.n1,
-            self.n2,
-            self.parts.area,
-            symmetric=self.symmetric,
-            cost=self.parts.cost._replace(at_once=at_once),
+            self.n1, self.n2, self.parts.area, symmetric=self.symmetric, cost=self._cost
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:
@@ -72,18 +70,23 @@ class TiledGram:
 
     def whole(self, report: Progress) -> Pair:
         """The matrix in memory."""
-        # Backwards: so where tiles overlap the first one counts, as it does in a store.
-        tiles, total = self.tiling.tiles[::-1], self.n1 * self.n2
+        parts, total = self.parts, self.n1 * self.n2
         report(0, total)
-        if len(tiles) == 1:
-            (only,) = self.compute(tiles)
+        if len(self.tiling.tiles) == 1 and not (self.symmetric and self.n1 > 1):
+            (only,) = self.compute(self.tiling.tiles)
             only = jax.block_until_ready(only)
             report(total, total)
             return only
-        out = Assembly(self.n1, self.n2, symmetric=self.symmetric)
-        for done, (tile, new) in enumerate(zip(tiles, self.compute(tiles), strict=True), 1):
-            out.write(new, tile)
-            report(done * total // len(tiles), total)
+        if self.symmetric:
+            stacks = half_stacks(self.n1, parts.area, self._cost)
+        else:
+            stacks = to_stacks(self.tiling, self._cost)
+        out = Assembly(self.n1, self.n2, parts.like, symmetric=self.symmetric)
+        write = ft.partial(out.write_stacks, stacks)
+        for done, _ in enumerate(parts.stacks(stacks, write), 1):
+            report(done * total // len(stacks.starts), total)
+        if self.symmetric:
+            out.write_diagonal(self._diagonal)
         return out.finish()
 
 

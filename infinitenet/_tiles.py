@@ -5,6 +5,7 @@ import math
 import numbers
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +21,21 @@ from ._batch import batch_size
 # and four times less is slower by the overhead of each layer.
 _CACHE = 2**20
 
-# The same for entries of up to so many bytes. Networks without positions do little with
-# each entry, so what takes time is to begin and to end a tile.
-_MEMORY, _SMALL = 2**24, 64
+# The same for all tiles of a program, which are in memory only at its end.
+_MEMORY = 2**24
 
 # Bytes of such an array of which the computations take as long as it takes to begin them.
 _BEGINNING = 2**17
 
+# What a row, or a column, of a tile takes by itself, in entries, is so much divided by the
+# root of their bytes. Measured for entries of 4 to 4000 bytes.
+_EDGE = 80
+
 # More parts than are needed, of each side of a symmetric matrix, that are considered.
 _MORE = 64
+
+# The same of any other matrix, of which none is superfluous.
+_FEW = 4
 
 # How many arrays of the largest size are alive at once in a layer: the inputs and outputs
 # of a convolution, with NTK, and the same extended by padding.
@@ -40,6 +47,9 @@ class Tile(NamedTuple):
 
     row: int
     column: int
+
+    def moved(self, rows: int, columns: int) -> "Tile":
+        return Tile(self.row + rows, self.column + columns)
 
 
 class Tiling(NamedTuple):
@@ -59,17 +69,18 @@ class Cost(NamedTuple):
 
     - `longest`: the most rows, and columns, of which there is memory for what is computed
         of each input.
-
-    And on tiles of symmetric matrices:
-
+    - `most`: the most entries of a program for several tiles.
+    - `at_once`: how many programs run at a time.
     - `beginning`: the number of entries that are computed in the time that it takes to
         begin and to end a tile.
-    - `at_once`: how many tiles are computed at a time.
+    - `edge`: the same for each row, and for each column, of a tile.
     """
 
     longest: int = sys.maxsize
-    beginning: int = 0
+    most: int = sys.maxsize
     at_once: int = 1
+    beginning: int = 0
+    edge: float = 0.0
 
 
 def default_memory() -> int:
@@ -106,23 +117,23 @@ def choose_area(entry: int, memory: int) -> int:
             "for all pairs of positions: use smaller images, strides, or `Flatten`."
         )
     if jax.default_backend() == "cpu":
-        area = min(area, max((_CACHE if entry > _SMALL else _MEMORY) // entry, 1))
+        area = min(area, max(_CACHE // entry, 1))
     return area
 
 
-def beginning_of(entry: int) -> int:
-    """`beginning` of a cost, when each entry takes arrays of `entry` bytes."""
-    return _BEGINNING // entry
+def cost_of(entry: int, one: int, memory: int) -> Cost:
+    """When each entry takes arrays of `entry` bytes, and each input of `one` bytes."""
+    return Cost(
+        longest=max(memory // (_ALIVE * one), 1),
+        most=min(most_entries(entry, memory), _MEMORY // entry),
+        beginning=_BEGINNING // entry,
+        edge=_EDGE / math.sqrt(entry),
+    )
 
 
 def most_entries(entry: int, memory: int) -> int:
     """As `choose_area`, whether they fit into the cache or not."""
     return memory // (_ALIVE * entry)
-
-
-def most_inputs(one: int, memory: int) -> int:
-    """The most rows, and columns, of a tile, if arrays of one input take so many bytes."""
-    return max(memory // (_ALIVE * one), 1)
 
 
 def most_of(memory: int) -> int:
@@ -154,8 +165,19 @@ def tile_shape(
     if symmetric:
         side = _side(n1, side, cost)
         return side, side
-    rows = _even(n1, min(max(side, area // n2), cost.longest))
-    return rows, _even(n2, min(area // rows, cost.longest))
+    most = min(max(side, area // n2), cost.longest)
+
+    def time(shape: tuple[int, int]) -> int:
+        tiles = math.prod(-(-n // size) for n, size in zip((n1, n2), shape, strict=True))
+        # Small matrices are not worth several.
+        return -(-tiles // cost.at_once) * max(math.prod(shape), cost.beginning)
+
+    shapes = [
+        (r, c)
+        for r in _sides(n1, most, _FEW)
+        for c in _sides(n2, min(area // r, cost.longest), _FEW)
+    ]
+    return min(shapes, key=time)
 
 
 def cover(n1: int, n2: int, rows: int, columns: int, *, symmetric: bool) -> Tiling:
@@ -170,20 +192,28 @@ def _side(n: int, most: int, cost: Cost) -> int:
     """The side of tiles of a symmetric matrix that take least: those on its diagonal are
     half superfluous, the more so the larger they are."""
 
-    def time(parts: int) -> int:
-        rows = -(-n // parts)
-        # Single entries of the diagonal are known without tiles.
-        tiles = parts * (parts + 1) // 2 - parts * (rows == 1)
-        return -(-tiles // cost.at_once) * (rows**2 + cost.beginning)
+    def time(side: int) -> int:
+        return -(-half(n, side) // cost.at_once) * (side**2 + cost.beginning)
 
-    fewest = -(-n // most)
-    parts = min(range(fewest, min(n, fewest + _MORE) + 1), key=time)
-    return -(-n // parts)
+    return least(n, most, time)
 
 
-def _even(n: int, most: int) -> int:
-    """The size of equal parts of `n` of at most some size, with the least overlap."""
-    return -(-n // -(-n // min(n, most)))
+def half(n: int, side: int) -> int:
+    """How many tiles of some side a symmetric matrix needs."""
+    parts = -(-n // side)
+    # Single entries of the diagonal are known without tiles.
+    return parts * (parts + 1) // 2 - parts * (side == 1)
+
+
+def least(n: int, most: int, time: Callable[[int], float]) -> int:
+    """The side of tiles, of at most `most`, by which `n` rows take least time."""
+    return min(_sides(n, most, _MORE), key=time)
+
+
+def _sides(n: int, most: int, more: int) -> Iterator[int]:
+    """Sizes of equal parts, of at most some size, of `n`, for some more than are needed."""
+    fewest = -(-n // min(n, most))
+    return (-(-n // parts) for parts in range(fewest, min(n, fewest + more) + 1))
 
 
 def starts(n: int, size: int) -> list[int]:

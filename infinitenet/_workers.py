@@ -1,6 +1,7 @@
 """Threads that run programs side by side."""
 
 import collections
+import contextlib
 import functools as ft
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -62,21 +63,34 @@ def run_all(calls: Iterable[Callable[[], _T]], workers: int) -> Iterator[_T]:
             yield jax.block_until_ready(call())
         return
     options = {name: getattr(jax.config, name) for name in _OPTIONS}
-    pool = ThreadPoolExecutor(workers, initializer=_set, initargs=(options,))
+    pool = _pool(workers, os.getpid())
+    running: collections.deque[Future[_T]] = collections.deque()
     try:
-        running: collections.deque[Future[_T]] = collections.deque()
         for call in calls:
             # One more than there are workers, so that none waits for the result's reader.
             if len(running) > workers:
                 yield running.popleft().result()
-            running.append(pool.submit(lambda call=call: jax.block_until_ready(call())))
+            running.append(pool.submit(_run, call, options))
         while running:
             yield running.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in running:
+            future.cancel()
 
 
-def _set(options: dict[str, Any]) -> None:
-    """Options of a thread, for as long as it lives."""
-    for name, value in options.items():
-        _OPTIONS[name](value).__enter__()
+@ft.cache
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """Threads that wait for work: to start them takes as long as a small matrix.
+
+    A process that was forked has none of those of its parent.
+    """
+    del process
+    return ThreadPoolExecutor(workers, "infinitenet")
+
+
+def _run(call: Callable[[], _T], options: dict[str, Any]) -> _T:
+    with contextlib.ExitStack() as stack:
+        for name, value in options.items():
+            if getattr(jax.config, name) != value:
+                stack.enter_context(_OPTIONS[name](value))
+        return jax.block_until_ready(call())

@@ -75,6 +75,7 @@ _order = [
     "_pooled",
     "_pooled_windows",
     "_by_distances",
+    "_stacks",
     "_parts",
     "_assembly",
     "_tiled",

@@ -46,6 +46,16 @@ def _same(got, want):
             assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
+def _whole(path):
+    """What is stored without any interruption."""
+    return inn.gram(_pool, _x, **_memory, store=path)
+
+
+def _close(got, want):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
 def _chunks(path):
     """The files of chunks, by their places."""
     return {
@@ -89,8 +99,10 @@ _cases: dict[str, Any] = {
 def test_as_in_memory(name, tmp_path):
     net, args, options = _cases[name]
     options = _with(**options)
-    want = inn.gram(net, *args, **options)
-    _same(inn.gram(net, *args, **options, store=tmp_path / "new" / "a.zarr"), want)
+    want = inn.gram(net, *args, **options, store=tmp_path / "new" / "a.zarr")
+    # Tiles of a symmetric matrix are smaller in memory.
+    check = _same if len(args) > 1 else _close
+    check(inn.gram(net, *args, **options), want)
     assert os.listdir(tmp_path / "new") == ["a.zarr"]
     stored = inn.open_gram(str(tmp_path / "new" / "a.zarr"))
     assert stored.is_complete and stored.nngp.shape == want.nngp.shape
@@ -252,20 +264,20 @@ def test_memory_may_change(computed, tmp_path):
 
 
 def test_shares(computed, tmp_path):
-    want = inn.gram(_pool, _x, **_memory)
+    want = _whole(tmp_path / "whole")
     computed.clear()
     done = []
     for i in range(3):
-        stored = inn.store_gram(_pool, _x, **_memory, store=tmp_path, share=(i, 3))
+        stored = inn.store_gram(_pool, _x, **_memory, store=tmp_path / "a", share=(i, 3))
         assert stored.is_complete == (i == 2)
         done.append(len(computed) - sum(done))
     assert max(done) - min(done) <= 1 and len(computed) == len(set(computed))
-    _same(inn.open_gram(tmp_path).load(), want)
+    _same(inn.open_gram(tmp_path / "a").load(), want)
     # More shares than tiles.
-    inn.store_gram(_pool, _x, **_memory, store=tmp_path, share=(999, 1000))
+    inn.store_gram(_pool, _x, **_memory, store=tmp_path / "a", share=(999, 1000))
     for share in ((3, 3), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="`share` must be"):
-            inn.store_gram(_pool, _x, store=tmp_path, share=share)
+            inn.store_gram(_pool, _x, store=tmp_path / "a", share=share)
 
 
 def test_interrupted(computed, tmp_path):
@@ -275,11 +287,11 @@ def test_interrupted(computed, tmp_path):
 
     options = _with(progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        inn.gram(_pool, _x, **options, store=tmp_path)
+        inn.gram(_pool, _x, **options, store=tmp_path / "a")
     n = len(computed)
-    want = inn.gram(_pool, _x, **_memory, store=tmp_path)
+    got = _whole(tmp_path / "a")
     assert len(computed) == len(set(computed)) > n > 0
-    _same(want, inn.gram(_pool, _x, **_memory))
+    _same(got, _whole(tmp_path / "whole"))
 
 
 def test_full_disk(computed, tmp_path, monkeypatch):
@@ -301,10 +313,7 @@ def test_full_disk(computed, tmp_path, monkeypatch):
     files = _chunks(tmp_path / "a")
     assert files and not any(name.endswith("partial") for name in files)
     bytes_ = {name: file.read_bytes() for name, file in files.items()}
-    _same(
-        inn.gram(_pool, _x, **_memory, store=tmp_path / "a"),
-        inn.gram(_pool, _x, **_memory),
-    )
+    _same(_whole(tmp_path / "a"), _whole(tmp_path / "whole"))
     # The tile that failed may be written again.
     files = _chunks(tmp_path / "a")
     assert all(files[name].read_bytes() == b for name, b in bytes_.items())
@@ -477,12 +486,12 @@ def _finished(path):
 
 def test_killed(tmp_path):
     assert _kill_and_resume(tmp_path / "a", tmp_path / "log", 3, 0) == 3
-    _same(_finished(tmp_path / "a"), inn.gram(_pool, _x, **_memory))
+    _same(_finished(tmp_path / "a"), _whole(tmp_path / "whole"))
 
 
 @pytest.mark.slow
 def test_killed_often(tmp_path):
-    want, killed = inn.gram(_pool, _x, **_memory), []
+    want, killed = _whole(tmp_path / "whole"), []
     while sum(killed) < 200:
         k = len(killed)
         path, log = tmp_path / f"{k}", tmp_path / f"log{k}"
@@ -497,7 +506,7 @@ def test_two_workers(tmp_path):
     assert [child.wait() for child in children] == [0, 0]
     stored = inn.open_gram(tmp_path / "a")
     assert stored.is_complete
-    _same(stored.load(), inn.gram(_pool, _x, **_memory))
+    _same(stored.load(), _whole(tmp_path / "whole"))
     # Those in work when the other one has begun, or at the end, may be done twice.
     assert len(_lines(log)) <= 2 * len(stored.tiling.tiles)
 
@@ -528,4 +537,4 @@ def test_beam(tmp_path):
     with beam.Pipeline(options=options) as pipeline:
         step = inn.beam_gram(_pool, _x, memory=40_000, store=tmp_path / "a", shares=4)
         assert pipeline | step is not None
-    _same(inn.open_gram(tmp_path / "a").load(), inn.gram(_pool, _x, **_memory))
+    _same(inn.open_gram(tmp_path / "a").load(), _whole(tmp_path / "whole"))
