@@ -6,8 +6,10 @@ where kernels need them: at identical inputs, and at inputs of zero.
 """
 
 import functools as ft
+import math
 
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
@@ -22,6 +24,10 @@ _ARCCOS += (0.001399002327, 0.003457262444, -0.002078148734, 0.001237004854)
 # arctan(x) / x in powers of x**2, for 0 <= x <= 1: likewise.
 _ARCTAN = (0.999999984, -0.333330668, 0.199924836, -0.142025705, 0.106367541)
 _ARCTAN += (-0.0749544544, 0.0425876075, -0.0160050305, 0.0028340643)
+
+# (2**x - 1) / x for |x| <= 1 / 2: likewise.
+_EXP2M1 = (0.693147188, 0.240226498, 0.0555035739, 0.00961823758, 0.00133907583)
+_EXP2M1 += (0.000154035122,)
 
 # Correlations which are this many units of rounding from 1 are taken to be 1. The angle
 # is about sqrt(2 (1 - c)), so that rounding of `c` alone makes an angle of 5e-4 (float32)
@@ -205,12 +211,27 @@ arc_sine.defjvp(_arc_sine_jvp, symbolic_zeros=True)
 
 @jax.custom_jvp
 def fast_expm1(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`exp(x) - 1` of what is not positive, in half of the time of `jnp.expm1` on a CPU."""
-    terms = 7 if is_narrow(x) else 15
+    """`exp(x) - 1` of what is not positive, in half of the time of `jnp.expm1` on a CPU.
+
+    In float32 it is without `jnp.exp`, so that XLA does not take it to be expensive. It
+    would store the result in memory otherwise, for whatever else depends on it.
+    """
+    if x.dtype == jnp.float32:
+        return _exp2m1(jnp.maximum(x * (1 / math.log(2)), -40))  # Already -1 there.
     series = jnp.ones_like(x)
-    for n in range(terms, 1, -1):
+    for n in range(15, 1, -1):
         series = 1 + x / n * series
     return jnp.where(x > -0.5, x * series, jnp.exp(x) - 1)
+
+
+def _exp2m1(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    r"""$2^x - 1 = (2^n - 1) + 2^n (2^r - 1)$ for $x = n + r$, where $n = 0$ for small $x$."""
+    n = jnp.round(x)
+    r = x - n
+    # By its bits, of which the last 23 are not of the exponent.
+    bits = (n * 2**23 + 127 * 2**23).astype(jnp.int32)
+    power = lax.bitcast_convert_type(bits, jnp.float32)
+    return (power - 1) + power * (r * _polynomial(_EXP2M1, r))
 
 
 @fast_expm1.defjvp

@@ -3,6 +3,7 @@
 import abc
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from .._hyperparameters import (
     to_scalar,
 )
 from .._pointwise import AbstractPointwise
-from .._special import arc_sine, fast_expm1
+from .._special import arc_sine, dense, fast_expm1, sum_known
 
 
 def _damped(
@@ -45,22 +46,46 @@ def _magnitude(k: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(k < 0, -k, k)
 
 
+@jax.custom_jvp
+def _waves(
+    q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    r"""$e^{-(q_1 + q_2) / 2} \sinh k$ and the same of $\cosh k$."""
+    y = jnp.abs(k)
+    # From differences, which are exact for similar inputs. If rounding made them negative,
+    # the exponential of large variances would be beyond all bounds.
+    return _damped(jnp.maximum(((q1 - y) + (q2 - y)) / 2, 0), k)
+
+
+def _waves_jvp(primals, tangents):
+    sines, cosines = _waves(*primals)  # Not inlined, for derivatives of this rule.
+    t_q1, t_k, t_q2 = tangents
+    s, c = -sines / 2, -cosines / 2
+    t_sines = sum_known((cosines, t_k), (s, t_q1), (s, t_q2))
+    t_cosines = sum_known((sines, t_k), (c, t_q1), (c, t_q2))
+    zero = jnp.zeros_like(sines)
+    return (sines, cosines), (dense(t_sines, zero), dense(t_cosines, zero))
+
+
+_waves.defjvp(_waves_jvp, symbolic_zeros=True)
+
+
 class AbstractWave(AbstractPointwise):
     r"""$\phi(x) = a \sin(b x + c)$, for some phase $c$."""
 
     @abc.abstractmethod
     def wave(
         self, dtype: np.dtype
-    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        r"""$a, b, \cos c, \sin c$."""
+    ) -> tuple[
+        Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""] | None
+    ]:
+        r"""$a, b, \cos c, \sin c$. The last one is `None` if there is no phase."""
 
     def dual(self, q1, k, q2):
         a, b, cos, sin = self.wave(k.dtype)
-        y, square = _magnitude(k), b * b
-        # From differences, which are exact for similar inputs.
-        excess = square * _not_negative(((q1 - y) + (q2 - y)) / 2)
-        sines, cosines = _damped(excess, square * k)
-        return a * a * (cos * cos * sines + sin * sin * cosines)
+        sines, cosines = _waves(*(b * b * q for q in (q1, k, q2)))
+        wave = sines if sin is None else cos * cos * sines + sin * sin * cosines
+        return a * a * wave
 
 
 class Sin(AbstractWave):
@@ -94,7 +119,7 @@ class Sin(AbstractWave):
     def wave(self, dtype):
         a, b = self.a.astype(dtype), self.b.astype(dtype)
         if self.c is None:
-            return a, b, jnp.ones((), dtype), jnp.zeros((), dtype)
+            return a, b, jnp.ones((), dtype), None
         c = self.c.astype(dtype)
         return a, b, jnp.cos(c), jnp.sin(c)
 
