@@ -9,6 +9,8 @@ import jax
 import jax.extend.core as jex
 from jaxtyping import PyTree
 
+from ._compiler import wide_vectors
+
 
 # Functions under `jit` of this name have arrays of their own of bounded size, however large
 # a tile is. If they were counted, tiles would be tiny.
@@ -27,9 +29,11 @@ class Program:
         self.jaxpr, self.out = jax.make_jaxpr(
             lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*flat)
-        run, self._structure = jex.jaxpr_as_fun(self.jaxpr), jax.tree.structure(self.out)
+        self.run: Any = jex.jaxpr_as_fun(self.jaxpr)
+        self._structure = jax.tree.structure(self.out)
         # One that does nothing is not worth a call.
-        self.run: Any = jax.jit(run) if self.jaxpr.eqns else run
+        if self.jaxpr.eqns:
+            self.run = jax.jit(self.run, compiler_options=wide_vectors())
 
     def __call__(self, *args: PyTree) -> PyTree:
         return jax.tree.unflatten(self._structure, self.run(*jax.tree.leaves(args)))
