@@ -171,6 +171,18 @@ def determinant(
     return jnp.where(det >= 0, det, 0)
 
 
+def _root_and_square(
+    q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """`((1 + q1) (1 + q2))**-0.5`, and the square of the cosine of the arcsine below."""
+    p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
+    root = jnp.sqrt(p1) * jnp.sqrt(p2)
+    # (1 + q1) (1 + q2) - k**2 = 1 + q1 + q2 + (q1 q2 - k**2), where both sides cancel for
+    # large variances of similar inputs. Divided by the first term, nothing overflows.
+    excess = determinant(q1, k, q2, root)
+    return root, p1 + p2 - p1 * p2 + excess
+
+
 @jax.custom_jvp
 def arc_sine(
     q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
@@ -180,33 +192,56 @@ def arc_sine(
     ??? cite "Reference"
         Williams, Computing with Infinite Networks, NeurIPS 1996: section 3.1.
     """
-    p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
-    root = jnp.sqrt(p1) * jnp.sqrt(p2)
-    # (1 + q1) (1 + q2) - k**2 = 1 + q1 + q2 + (q1 q2 - k**2), where both sides cancel for
-    # large variances of similar inputs. Divided by the first term, nothing overflows.
-    excess = determinant(q1, k, q2, root)
-    cosine = jnp.sqrt(p1 + p2 - p1 * p2 + excess)
+    root, square = _root_and_square(q1, k, q2)
+    cosine = jnp.sqrt(square)
     return angle(k * root, cosine), root / cosine
 
 
 def _arc_sine_jvp(primals, tangents):
-    q1, k, q2 = primals
+    _, k, _ = primals
+    value, slope = arc_sine(*primals)  # Not inlined, for derivatives of this rule.
+    p1, p2 = (1 / (1 + q) for q in primals[::2])
     t_q1, t_k, t_q2 = tangents
-    value, slope = arc_sine(q1, k, q2)  # Not inlined, for derivatives of this rule.
-    p1, p2 = 1 / (1 + q1), 1 / (1 + q2)
     t_value = sum_known(
         (slope, t_k), (-slope * k * p1 / 2, t_q1), (-slope * k * p2 / 2, t_q2)
     )
-    t_slope = sum_known(
-        (slope * slope * (slope * k), t_k),
-        (-slope * slope * (slope * (1 + q2)) / 2, t_q1),
-        (-slope * slope * (slope * (1 + q1)) / 2, t_q2),
-    )
+    t_slope = _slope_tangent(slope, primals, tangents)
     zero = jnp.zeros_like(value)
     return (value, slope), (dense(t_value, zero), dense(t_slope, zero))
 
 
+def _slope_tangent(slope, primals, tangents):
+    q1, k, q2 = primals
+    t_q1, t_k, t_q2 = tangents
+    return sum_known(
+        (slope * slope * (slope * k), t_k),
+        (-slope * slope * (slope * (1 + q2)) / 2, t_q1),
+        (-slope * slope * (slope * (1 + q1)) / 2, t_q2),
+    )
+
+
 arc_sine.defjvp(_arc_sine_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def arc_sine_slope(
+    q1: Float[Array, "..."], k: Float[Array, "..."], q2: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    r"""$1 / \sqrt{(1 + q_1)(1 + q_2) - k^2}$, the derivative of `arc_sine` by itself.
+
+    Its square root is of the inverse, as XLA is slower at inverse square roots.
+    """
+    root, square = _root_and_square(q1, k, q2)
+    return root * jnp.sqrt(1 / square)
+
+
+def _arc_sine_slope_jvp(primals, tangents):
+    slope = arc_sine_slope(*primals)  # Not inlined, for derivatives of this rule.
+    tangent = _slope_tangent(slope, primals, tangents)
+    return slope, dense(tangent, jnp.zeros_like(slope))
+
+
+arc_sine_slope.defjvp(_arc_sine_slope_jvp, symbolic_zeros=True)
 
 
 @jax.custom_jvp

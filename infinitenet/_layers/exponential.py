@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .._hyperparameters import check_number, check_scale, NEGATIVE, POSITIVE, to_scalar
 from .._path import LayerError
 from .._pointwise import AbstractPointwise
-from .._special import arc_sine, dense, roots, sum_known
+from .._special import arc_sine_slope, dense, roots, sum_known
 from .._tracing import is_traced
 
 
@@ -43,7 +43,7 @@ class Gaussian(AbstractPointwise):
 
     def dual(self, q1, k, q2):
         a, b = self.a.astype(k.dtype), self.b.astype(k.dtype)
-        return a * a * arc_sine(*(-2 * b * q for q in (q1, k, q2)))[1]
+        return a * a * arc_sine_slope(*(-2 * b * q for q in (q1, k, q2)))
 
 
 Gaussian.__init__.__doc__ = """**Arguments:**

@@ -17,7 +17,7 @@ from .._hyperparameters import (
     to_scalar,
 )
 from .._pointwise import AbstractPointwise
-from .._special import arc_sine, dense, fast_expm1, sum_known
+from .._special import arc_sine_slope, dense, fast_expm1, sum_known
 
 
 def _damped(
@@ -223,7 +223,7 @@ class Gabor(AbstractPointwise):
         return jnp.exp(-x * x) * jnp.sin(x)
 
     def dual(self, q1, k, q2):
-        _, root = arc_sine(2 * q1, 2 * k, 2 * q2)
+        root = arc_sine_slope(2 * q1, 2 * k, 2 * q2)
         # One factor after the other, as the square may vanish where variances are huge.
         x = k * root * root
         shrunk = 0.5 - (1 + q1 + q2) * root * root / 2
