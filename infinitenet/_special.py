@@ -260,7 +260,7 @@ def fast_expm1(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _exp2m1(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    r"""$2^x - 1 = (2^n - 1) + 2^n (2^r - 1)$ for $x = n + r$, where $n = 0$ for small $x$."""
+    r"""$2^x - 1 = (2^n - 1) + 2^n (2^r - 1)$ for $x = n + r$, so $n = 0$ for small $x$."""
     n = jnp.round(x)
     r = x - n
     # By its bits, of which the last 23 are not of the exponent.
