@@ -31,9 +31,6 @@ _asymmetry = jax.jit(lambda k: jnp.max(jnp.abs(k - k.T), initial=0))
 _size = jax.jit(lambda k: jnp.max(jnp.abs(k), initial=0))
 _symmetric_part = jax.jit(lambda k: (k + k.T) / 2)
 
-# Numbers that NumPy looks at in less than a tenth of a millisecond, and without a copy.
-_SMALL = 2**19
-
 
 def _is_finite(x: Array) -> Bool[Array, ""]:
     """By a product with zeros, which is NaN if not: several times faster than a look at
@@ -45,8 +42,8 @@ def _is_finite(x: Array) -> Bool[Array, ""]:
 
 
 def _has_other_than_finite(x: Array) -> bool | Bool[Array, ""]:
-    """Small arrays are looked at before XLA would have woken its threads up."""
-    is_small = not is_traced(x) and x.size <= _SMALL and x.is_fully_addressable
+    """Of small arrays NumPy tells it, without a copy, before XLA has woken its threads."""
+    is_small = not is_traced(x) and x.size <= 2**19 and x.is_fully_addressable
     if is_small and jax.default_backend() == "cpu":
         return not np.isfinite(np.asarray(x)).all()
     return _not_all_finite(x)
