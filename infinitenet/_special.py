@@ -56,7 +56,11 @@ def roots(
     """
     positive = q > 0
     root = jnp.sqrt(jnp.where(positive, q, 1))
-    return jnp.where(positive, root, 0), jnp.where(positive, 1 / root, 0)
+    # XLA makes `rsqrt(q)` of `1 / sqrt(q)`, unless the root has other uses: it merges equal
+    # roots before it looks for them in programs for several devices, and afterwards in all
+    # others. So it would round otherwise there, if this were `1 / root`.
+    inverse = 1 / jnp.where(positive, root, 1)
+    return jnp.where(positive, root, 0), jnp.where(positive, inverse, 0)
 
 
 def snapped_root(t: Array) -> Array:

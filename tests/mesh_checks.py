@@ -141,7 +141,10 @@ def check_last_bit():
     # Products of seven channels are where a compiler rounds otherwise if it merges them
     # with what cuts these inputs out of all.
     wide = np.random.default_rng(1).normal(size=(2, 16, 7))
-    each = (DENSE, VECTORS[:, :16]), (DENSE, wide), (POOLED, SEQUENCES[:, :16])
+    vectors = VECTORS[:, :16]
+    each = [(DENSE, vectors), (DENSE, wide), (POOLED, SEQUENCES[:, :16])]
+    # Roots of variances, and their inverses in another function.
+    each.append((inn.Sequential([inn.Dense(4), inn.ExpNormalized()]), vectors))
     for net, (x, y) in each:
         memory = memory_for(net, x, 4)
         for args in ((x, y), (x,)):
