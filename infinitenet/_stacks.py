@@ -46,7 +46,7 @@ def to_stacks(tiling: Tiling, cost: Cost, side_by_side: int = 1) -> Stacks:
     return Stacks(rows, columns, starts.reshape(programs, steps, side_by_side, 2))
 
 
-def half_stacks(n: int, area: int, cost: Cost) -> Stacks:
+def half_stacks(n: int, cost: Cost) -> Stacks:
     """Tiles of one half of a symmetric matrix.
 
     Those on its diagonal are superfluous by half, the more so the larger they are.
@@ -54,12 +54,11 @@ def half_stacks(n: int, area: int, cost: Cost) -> Stacks:
     **Arguments:**
 
     - `n`: the number of rows.
-    - `area`: the largest number of entries of tiles that are side by side.
     - `cost`: of a step.
     """
 
     def together(side: int) -> int:
-        return max(min(area // side**2, cost.longest // side), 1)
+        return max(min(cost.step // side**2, cost.longest // side), 1)
 
     def time(side: int) -> float:
         each = -(-half(n, side) // cost.at_once)
@@ -67,7 +66,7 @@ def half_stacks(n: int, area: int, cost: Cost) -> Stacks:
         tiles = -(-each // steps)
         return steps * (tiles * (side**2 + cost.edge * side) + cost.beginning)
 
-    side = least(n, min(max(math.isqrt(area), 1), cost.longest), time)
+    side = least(n, min(max(math.isqrt(cost.step), 1), cost.longest), time)
     tiling = cover(n, n, side, side, symmetric=True)
     if side == 1:
         off = tuple(tile for tile in tiling.tiles if tile.row != tile.column)

@@ -37,11 +37,14 @@ class TiledGram:
         self.symmetric = x2 is None
         self.parts = Parts(net, x1, x1 if x2 is None else x2, ntk, demand, memory)
         self.n1, self.n2 = batch_size(self.parts.x1), batch_size(self.parts.x2)
-        # Parts of one tile are computed at a time too.
-        at_once = self.parts.workers if len(self.parts.entry.parts) == 1 else 1
-        self._cost = self.parts.cost._replace(at_once=at_once)
+        # Parts of one tile are computed at a time too, and so are those of an array.
+        one_part = len(self.parts.entry.parts) == 1
+        self._cost = self.parts.cost._replace(at_once=self.parts.workers if one_part else 1)
+        of_tiles = self._cost
+        if self.parts.is_small and not self.symmetric:
+            of_tiles = of_tiles._replace(at_once=1)
         self.tiling = choose_tiles(
-            self.n1, self.n2, self.parts.area, symmetric=self.symmetric, cost=self._cost
+            self.n1, self.n2, self.parts.area, symmetric=self.symmetric, cost=of_tiles
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:
@@ -78,7 +81,7 @@ class TiledGram:
             report(total, total)
             return only
         if self.symmetric:
-            stacks = half_stacks(self.n1, parts.area, self._cost)
+            stacks = half_stacks(self.n1, self._cost)
         else:
             stacks = to_stacks(self.tiling, self._cost)
         out = Assembly(self.n1, self.n2, parts.like, symmetric=self.symmetric)

@@ -21,8 +21,10 @@ from ._batch import batch_size
 # and four times less is slower by the overhead of each layer.
 _CACHE = 2**20
 
-# The same for all tiles of a program, which are in memory only at its end.
-_MEMORY = 2**24
+# The same for all tiles of a program, which are in memory only at its end: and for a single
+# one, if entries are of at most so many bytes. Networks without positions do little with
+# each entry, of which XLA then computes parts on all cores.
+_MEMORY, SMALL = 2**24, 64
 
 # Bytes of such an array of which the computations take as long as it takes to begin them.
 _BEGINNING = 2**17
@@ -70,6 +72,7 @@ class Cost(NamedTuple):
     - `longest`: the most rows, and columns, of which there is memory for what is computed
         of each input.
     - `most`: the most entries of a program for several tiles.
+    - `step`: the most entries of tiles that it computes side by side.
     - `at_once`: how many programs run at a time.
     - `beginning`: the number of entries that are computed in the time that it takes to
         begin and to end a tile.
@@ -78,6 +81,7 @@ class Cost(NamedTuple):
 
     longest: int = sys.maxsize
     most: int = sys.maxsize
+    step: int = sys.maxsize
     at_once: int = 1
     beginning: int = 0
     edge: float = 0.0
@@ -117,7 +121,7 @@ def choose_area(entry: int, memory: int) -> int:
             "for all pairs of positions: use smaller images, strides, or `Flatten`."
         )
     if jax.default_backend() == "cpu":
-        area = min(area, max(_CACHE // entry, 1))
+        area = min(area, max((_CACHE if entry > SMALL else _MEMORY) // entry, 1))
     return area
 
 
@@ -126,6 +130,7 @@ def cost_of(entry: int, one: int, memory: int) -> Cost:
     return Cost(
         longest=max(memory // (_ALIVE * one), 1),
         most=min(most_entries(entry, memory), _MEMORY // entry),
+        step=min(most_entries(entry, memory), _CACHE // entry),
         beginning=_BEGINNING // entry,
         edge=_EDGE / math.sqrt(entry),
     )
