@@ -74,6 +74,7 @@ _order = [
     "_distances",
     "_pooled",
     "_pooled_windows",
+    "_pooled_attention",
     "_by_distances",
     "_parts",
     "_assembly",
