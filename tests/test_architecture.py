@@ -29,6 +29,7 @@ _order = [
     "_mesh",
     "_compiler",
     "_program",
+    "_finite",
     "_checks",
     "_path",
     "_show",
