@@ -23,7 +23,8 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
     As a loop, which is compiled once for all of them.
     """
     blocks = list(blocks)
-    if not _keeps(blocks[0], kernel):
+    # A loop over two blocks would save nothing.
+    if len(blocks) > 2 and not _keeps(blocks[0], kernel):
         kernel = _with_channels_of_outputs(blocks[0], kernel)
     # The first ones may still be given more than they pass on.
     while len(blocks) > 1 and not _keeps(blocks[0], kernel):
