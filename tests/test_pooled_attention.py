@@ -1,6 +1,7 @@
 """Kernels of networks with global pooling of attention, by distances up to there."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ def _conv(size, strides=None, padding="SAME"):
 
 def _attention(**options):
     stds = {"W_key_std": 1.2, "W_value_std": 1.1, "W_query_std": 0.9, "W_out_std": 1.3}
-    return inn.SelfAttention(4, 4, 4, 1, **stds | {"b_std": 0.3} | options)
+    given: Any = stds | {"b_std": 0.3} | options
+    return inn.SelfAttention(4, 4, 4, 1, **given)
 
 
 def _net(*layers, pool=None, end=()):
