@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from ._entries import AbstractEntry, Entry
 from ._pooled import to_pooled
+from ._pooled_attention import to_pooled_attention
 from ._pooled_windows import to_pooled_windows
 
 
@@ -41,4 +42,5 @@ def _cached(
     entry: Entry, uncompared: _Uncompared, x: jax.ShapeDtypeStruct, most: int
 ) -> AbstractEntry | None:
     about = entry, entry.net(uncompared.arrays), x, most
-    return to_pooled(*about) or to_pooled_windows(*about)
+    ways = to_pooled, to_pooled_windows, to_pooled_attention
+    return next(filter(None, (way(*about) for way in ways)), None)

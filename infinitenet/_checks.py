@@ -19,39 +19,21 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from ._finite import all_finite, not_all_finite
 from ._mesh import without_explicit_axes
 from ._tracing import is_traced
 
 
 # Compiled as one, for speed: outside of `jax.jit` each operation would be by itself.
-_not_all_finite = jax.jit(lambda x: ~_is_finite(x))
-_all_finite = jax.jit(lambda xs: jnp.stack([_is_finite(x) for x in xs]).all())
 _not_all_positive = jax.jit(lambda x: ~jnp.all(x >= 0))
 _asymmetry = jax.jit(lambda k: jnp.max(jnp.abs(k - k.T), initial=0))
 _size = jax.jit(lambda k: jnp.max(jnp.abs(k), initial=0))
 _symmetric_part = jax.jit(lambda k: (k + k.T) / 2)
 
 
-def _is_finite(x: Array) -> Bool[Array, ""]:
-    """By a product with zeros, which is NaN if not: several times faster than a look at
-    each number."""
-    if x.ndim == 0 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.isfinite(x).all()
-    rows = x.reshape(x.shape[0], -1)
-    return jnp.isfinite(rows @ jnp.zeros(rows.shape[1], x.dtype)).all()
-
-
-def _has_other_than_finite(x: Array) -> bool | Bool[Array, ""]:
-    """Of small arrays NumPy tells it, without a copy, before XLA has woken its threads."""
-    is_small = not is_traced(x) and x.size <= 2**19 and x.is_fully_addressable
-    if is_small and jax.default_backend() == "cpu":
-        return not np.isfinite(np.asarray(x)).all()
-    return _not_all_finite(x)
-
-
 def guard(
     x: Array,
-    is_bad: Callable[[Array], bool | Bool[Array, ""]],
+    is_bad: Callable[[Array], Bool[Array, ""]],
     describe: Callable[[Array], str],
     otherwise: str,
 ) -> Array:
@@ -133,7 +115,7 @@ def check_finite(name: str, x: Array, remedy: str) -> Array:
 
     return guard(
         x,
-        _has_other_than_finite,
+        not_all_finite,
         describe,
         f"`{name}` has entries which are NaN or infinite. {remedy}",
     )
@@ -142,7 +124,7 @@ def check_finite(name: str, x: Array, remedy: str) -> Array:
 def are_finite(xs: Sequence[ArrayLike]) -> bool:
     """Whether none of some known arrays has NaN or infinity: faster than one by one."""
     with jax.ensure_compile_time_eval():
-        return not xs or bool(_all_finite(list(xs)))
+        return all_finite(xs)
 
 
 def check_shape(

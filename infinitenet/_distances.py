@@ -1,13 +1,16 @@
 """The kernel of a pair of inputs between positions at some distances."""
 
 import dataclasses
+import itertools as it
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ._covariance import Pairs
 from ._kernel import Demand, Kernel
@@ -63,9 +66,7 @@ def at_distances(
     return _with_equal(kernel, alone)
 
 
-def around(
-    net: AbstractLayer, index: int
-) -> tuple[AbstractLayer, AbstractLayer, AbstractLayer]:
+def around(net: AbstractLayer, index: int) -> tuple[Sequential, Any, Sequential]:
     """The layers before one of them, that one, and those after it.
 
     Layers of sequences in a sequence are counted as if they were in one.
@@ -93,7 +94,7 @@ class Split:
 
     index: int
     layer: Any
-    rest: AbstractLayer
+    rest: Sequential
     step: tuple[int, ...]
     signal: Signal
     before: Signal
@@ -116,3 +117,65 @@ def split_at(
     if head.requires(Demand()).cross != Pairs.SAME:
         return None
     return Split(index, layer, rest, step, signal, before)
+
+
+#
+# Sums over all distances
+#
+
+
+# Bytes of arrays of several distances, of which few pairs of images still fill a cache.
+_AT_ONCE = 2**18
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """All distances between positions, some at a time.
+
+    - `step`: how far apart inputs are of positions that are neighbours.
+    - `out`: the shape of positions.
+    - `count`: how many distances there are at a time.
+    """
+
+    step: tuple[int, ...]
+    out: tuple[int, ...]
+    count: int
+
+    @staticmethod
+    def of(split: Split, most: int) -> "Distances":
+        """Of positions before a layer, at as many distances as arrays of `most` bytes."""
+        last, signal = split.before.spatial[-1], split.signal
+        counts = [c for c in range(1, last + 1) if last % c == 0]
+        size = math.prod(signal.spatial) * signal.dtype.itemsize
+        at_once = min(_AT_ONCE, most) // size
+        count = max((c for c in counts if c <= at_once), default=1)
+        return Distances(split.step, split.before.spatial, count)
+
+    @property
+    def parts(self) -> list[tuple[np.ndarray, np.int32]]:
+        """Where some distances start, and how often they are to be counted."""
+        return [self._part(a, 1) for a in self._starts]
+
+    @property
+    def parts_alone(self) -> list[tuple[np.ndarray, np.int32]]:
+        """The same for sums of which distances -a contribute as much as a."""
+
+        # One of them, twice.
+        def weight(a: tuple[int, ...]) -> int:
+            others = a[:-1]
+            opposite = tuple(-i % n for i, n in zip(others, self.out[:-1], strict=True))
+            return 1 + (others < opposite) - (others > opposite)
+
+        return [self._part(a, weight(a)) for a in self._starts if weight(a)]
+
+    def shifts(self, start: Int[Array, " ndim"]) -> Shifts:
+        """Those of a part."""
+        return Shifts(start, self.step[-1], self.count)
+
+    @property
+    def _starts(self) -> list[tuple[int, ...]]:
+        along = [range(n) for n in self.out[:-1]] + [range(0, self.out[-1], self.count)]
+        return list(it.product(*along))
+
+    def _part(self, start: tuple[int, ...], weight: int) -> tuple[np.ndarray, np.int32]:
+        return np.multiply(start, self.step).astype(np.int32), np.int32(weight)

@@ -39,6 +39,11 @@ class AbstractEntry(abc.ABC):
         """Those of the kernel of an input with itself, if these are others."""
         return self.parts
 
+    def inputs(self, arrays: PyTree, x: PyTree) -> PyTree:
+        """A batch of what parts take, of which some may be computed once for all parts."""
+        del arrays
+        return x
+
     @abc.abstractmethod
     def part(self, arrays: PyTree, x1: PyTree, x2: PyTree | None, part: Any) -> PyTree:
         """One of them, of a pair of inputs, or of an input with itself."""

@@ -1,5 +1,6 @@
 """Layers that are alike, one after the other, as a loop."""
 
+import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._kernel import Kernels
+from ._kernel import Kernel, Kernels
 from ._layer import AbstractLayer, infinite
 
 
@@ -22,7 +23,10 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
     As a loop, which is compiled once for all of them.
     """
     blocks = list(blocks)
-    # The first ones may be given more than they pass on, or another number of channels.
+    # A loop over two blocks would save nothing.
+    if len(blocks) > 2 and not _keeps(blocks[0], kernel):
+        kernel = _with_channels_of_outputs(blocks[0], kernel)
+    # The first ones may still be given more than they pass on.
     while len(blocks) > 1 and not _keeps(blocks[0], kernel):
         kernel = infinite(blocks.pop(0), kernel)
     if len(blocks) == 1:
@@ -42,6 +46,25 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
 def _loop(steps: PyTree, common: PyTree, times: int, kernel: Kernels) -> Kernels:
     step = lambda kernel, own: (infinite(eqx.combine(own, *common), kernel), None)
     return lax.scan(step, kernel, steps, length=times)[0]
+
+
+def _with_channels_of_outputs(block: AbstractLayer, kernel: Kernels) -> Kernels:
+    """The same kernel to a block for which it does not matter how many channels there are.
+
+    So the first block, which is given another number of them than the others, is in the
+    loop too.
+    """
+    if not isinstance(kernel, Kernel):
+        return kernel
+    unknown = dataclasses.replace(kernel, channels=None)
+    try:
+        out = eqx.filter_eval_shape(infinite, block, unknown)
+    except Exception:
+        # By a layer that must know it.
+        return kernel
+    if not isinstance(out, Kernel):
+        return kernel
+    return dataclasses.replace(kernel, channels=out.channels)
 
 
 def _keeps(block: AbstractLayer, kernel: Kernels) -> bool:

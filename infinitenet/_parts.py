@@ -58,14 +58,16 @@ class Parts:
         workers: int | None = None,
     ):
         keep_memory()
-        self.x1, self.x2 = x1, x2
         self.workers = n_workers() if workers is None else workers
         variance = common_variance(net, x1, x2)
         self.arrays, entry = entry_of(net, ntk, demand, variance)
         memory = to_memory(memory)
         most = most_of(memory // self.workers)
-        one1, one2 = shape_of_one(x1), shape_of_one(x2)
-        self.entry: AbstractEntry = by_distances(entry, self.arrays, one1, most) or entry
+        of_one = shape_of_one(x1)
+        self.entry: AbstractEntry = by_distances(entry, self.arrays, of_one, most) or entry
+        self.x1 = self.entry.inputs(self.arrays, x1)
+        self.x2 = self.x1 if x2 is x1 else self.entry.inputs(self.arrays, x2)
+        one1, one2 = shape_of_one(self.x1), shape_of_one(self.x2)
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, one1, one2, part)
         # One entry, of which there are but the shapes.

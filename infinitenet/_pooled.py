@@ -1,18 +1,14 @@
 """Kernels of networks with global pooling, from a few distances of positions at a time."""
 
 import dataclasses
-import itertools as it
-import math
 
 import jax
-import numpy as np
 
-from ._distances import around, at_distances, split_at
+from ._distances import around, at_distances, Distances, split_at
 from ._entries import AbstractEntry, Entry
 from ._kernel import Demand
 from ._layer import AbstractLayer, infinite
 from ._layers.pooling import AbstractGlobalPool
-from ._shifts import Shifts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,44 +24,25 @@ class PooledEntry(AbstractEntry):
 
     - `entry`: the same from all pairs of positions at once.
     - `index`: which of its layers is the pooling.
-    - `step`: how far apart inputs are of positions that are neighbours when pooled.
-    - `out`: the shape of positions that are pooled.
-    - `count`: how many distances are evaluated at a time.
+    - `distances`: between the positions that are pooled.
     """
 
     entry: Entry
     index: int
-    step: tuple[int, ...]
-    out: tuple[int, ...]
-    count: int
+    distances: Distances
 
     @property
     def parts(self):
-        return [self._part(a, 1) for a in self._distances]
+        return self.distances.parts
 
     @property
     def parts_alone(self):
-        # Distances -a contribute as much as a: one of them, twice.
-        def weight(a: tuple[int, ...]) -> int:
-            others = a[:-1]
-            opposite = tuple(-i % n for i, n in zip(others, self.out[:-1], strict=True))
-            return 1 + (others < opposite) - (others > opposite)
-
-        return [self._part(a, weight(a)) for a in self._distances if weight(a)]
-
-    @property
-    def _distances(self) -> list[tuple[int, ...]]:
-        along = [range(n) for n in self.out[:-1]] + [range(0, self.out[-1], self.count)]
-        return list(it.product(*along))
-
-    def _part(self, distances: tuple[int, ...], weight: int) -> tuple[np.ndarray, np.int32]:
-        return np.multiply(distances, self.step).astype(np.int32), np.int32(weight)
+        return self.distances.parts_alone
 
     def part(self, arrays, x1, x2, part):
         head, pool, _ = around(self.entry.net(arrays), self.index)
         start, weight = part
-        shifts = Shifts(start, self.step[-1], self.count)
-        kernel = at_distances(head, x1, x2, self.entry.ntk, shifts)
+        kernel = at_distances(head, x1, x2, self.entry.ntk, self.distances.shifts(start))
         total = infinite(pool, kernel.restrict(Demand()))
         # What comes after it is told, such as dropout.
         total = dataclasses.replace(total, alone=x2 is None)
@@ -76,10 +53,6 @@ class PooledEntry(AbstractEntry):
         *_, rest = around(self.entry.net(arrays), self.index)
         out = infinite(rest, total).restrict(self.entry.demand)
         return out.nngp, out.ntk
-
-
-# Bytes of arrays of several distances, of which few pairs of images still fill a cache.
-_AT_ONCE = 2**18
 
 
 def to_pooled(
@@ -93,9 +66,4 @@ def to_pooled(
     # A nonlinearity after pooling would need pooled variances.
     if split is None or split.rest.requires(entry.demand).marginal:
         return None
-    out = split.before.spatial
-    counts = [c for c in range(1, out[-1] + 1) if out[-1] % c == 0]
-    size = math.prod(split.signal.spatial) * x.dtype.itemsize
-    at_once = min(_AT_ONCE, most) // size
-    count = max((c for c in counts if c <= at_once), default=1)
-    return PooledEntry(entry, split.index, split.step, out, count)
+    return PooledEntry(entry, split.index, Distances.of(split, most))

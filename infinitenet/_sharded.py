@@ -44,7 +44,7 @@ class ShardedGram:
         self.symmetric, second = x2 is None, x1 if x2 is None else x2
         parts = Parts(net, x1, second, ntk, demand, memory, workers=1)
         # Arrays of NumPy are the same on all devices, also if these are of other processes.
-        host = jax.tree.map(np.asarray, (parts.arrays, x1, second))
+        host = jax.tree.map(np.asarray, (parts.arrays, parts.x1, parts.x2))
         self.arrays, self.x1, self.x2 = host
         self.grid = grid = Grid(mesh, batch_size(x1), batch_size(second))
         about = grid.shape, parts.area, parts.cost

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -56,11 +57,12 @@ class Shifts(eqx.Module):
         """Sums over channels of `x1[p] x2[p + a]`."""
         first, second = (jnp.moveaxis(x, -1, 0) for x in (x1, x2))
         if len(first) <= _FEW_CHANNELS:
-            each = [a[None] * self.second(b) for a, b in zip(first, second, strict=True)]
+            seconds = jax.vmap(self.second)(second)
+            each = [a[None] * b for a, b in zip(first, seconds, strict=True)]
             return ft.reduce(jnp.add, each)
         # All pairs along the last dimension, as a matrix product, of which a part is taken.
-        rolled = dataclasses.replace(self, count=1).second
-        x2 = jnp.stack([rolled(b)[0] for b in second], -1)
+        rolled = jax.vmap(dataclasses.replace(self, count=1).second)(second)
+        x2 = jnp.moveaxis(rolled[:, 0], 0, -1)
         k = jnp.einsum("...pc,...qc->...pq", x1, x2, precision=lax.Precision.HIGHEST)
         p, i = jnp.arange(k.shape[-1])[:, None], jnp.arange(self.count)[None]
         return jnp.moveaxis(k[..., p, (p + self.step * i) % k.shape[-1]], -1, 0)

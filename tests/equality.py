@@ -53,7 +53,7 @@ def plan(name, count):
     for k in range(count):
         i = first + k
         area = _areas[(first // len(_shapes) + k) % len(_areas)]
-        columns = 1 + (7 * i + first // MOST) % MOST
+        columns = 1 + (5 * i + first // MOST) % MOST
         yield 1 + i % MOST, columns, area, _shapes[i % len(_shapes)]
 
 

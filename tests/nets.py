@@ -9,6 +9,12 @@ def _transformer(width):
     return inn.Sequential(layers)
 
 
+def _pooled_attention(width):
+    conv = inn.Conv(width, (3,), padding="SAME", b_std=0.1)
+    attention = inn.SelfAttention(width, width, width, width, b_std=0.2)
+    return inn.Sequential([conv, inn.Relu(), attention, inn.GlobalAvgPool(), inn.Dense(1)])
+
+
 def _wide_resnet(width):
     """With a first convolution that grows as well: that of the paper has 16 channels."""
     net = inn.WideResNet(10, max(width // 16, 1), 1, b_std=0.1)
@@ -32,4 +38,5 @@ architectures = {
     "myrtle": (lambda width: inn.Myrtle(5, width, 1), (4, 4, 2)),
     "lenet": (lambda width: inn.LeNet(1, max(width // 6, 1)), (12, 12, 1)),
     "transformer": (_transformer, (3, 2)),
+    "pooled_attention": (_pooled_attention, (4, 2)),
 }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from infinitenet._checks import (
+    are_finite,
     check_cross_kernel,
     check_diag_reg,
     check_finite,
@@ -199,3 +200,18 @@ def test_advice_mends(absolute):
     assert "diag_reg" in indefinite("k", None, "It is bad.")
     # Nothing relative to the mean of a diagonal of zeros.
     assert "relative" not in indefinite("k", -jnp.eye(2), "It is bad.")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (300, 300)])
+def test_are_finite(shape, dtype):
+    """Of arrays on a CPU without a program, of others with one."""
+    x = np.ones(shape, dtype)
+    assert are_finite([x, jnp.asarray(x)]) and are_finite([])
+    for value in (np.nan, np.inf, -np.inf) if x.size else ():
+        # The last one.
+        x.reshape(-1)[-1] = value
+        assert not are_finite([x])
+        assert not are_finite([jnp.ones(2), jnp.asarray(x)])
+        with pytest.raises(ValueError, match="1 entries"):
+            check_finite("x", jnp.asarray(x), "Do.")

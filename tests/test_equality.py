@@ -18,7 +18,7 @@ _all = pytest.mark.parametrize("name", NAMES)
 _dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 _novel = pytest.mark.parametrize("name", NOVEL)
 # Those of which the fast tests compute matrices over devices.
-_few = NOVEL[2::20]
+_few = [*NOVEL[2::20], "pooled_attention"]
 # Those of which a slow test computes matrices of all pairs of numbers.
 _all_pairs = NOVEL[::4]
 

@@ -21,8 +21,8 @@ from .._hyperparameters import (
     to_optional_scalar,
     to_scalar,
 )
-from .._inputs import Inputs
-from .._kernel import Demand, Kernel
+from .._inputs import Inputs, Positions
+from .._kernel import CovarianceMap, Demand, Kernel
 from .._layer import AbstractLayer, uninitialised
 from .._path import LayerError
 from .._tokens import attend, distances_between, MECHANISMS, root_of
@@ -258,21 +258,46 @@ class SelfAttention(AbstractLayer):
     def infinite(self, kernel):
         return self._linear(kernel) if self.linear_scaling else self._square_root(kernel)
 
-    def _linear(self, kernel: Kernel) -> Kernel:
-        embedded = self._embedded(kernel)
+    @property
+    def is_linear(self) -> bool:
+        """Whether outputs are sums of inputs, times what each input alone attends to."""
+        embedded_values = self.val_pos_emb and self.pos_emb_type != "NONE"
+        return self.linear_scaling and not embedded_values
+
+    def summed(self, kernel: Kernel, weights: float) -> Kernel:
+        """The kernel of a sum of outputs, given that of this sum of what they attend to.
+
+        For attention that `is_linear`, and `weights` is the sum of those of all outputs.
+        """
+
+        def attention(k11, k12, k22, value, out, embedding, bias):
+            del k11, k22, embedding
+            return k12.with_array(value * out * k12.array + weights**2 * bias)
+
+        at = lambda p1, p2: attention
+        return self._propagate(kernel, at, self.W_value_std, self.W_out_std)
+
+    def attended(
+        self, kernel: Kernel, k: Covariance, positions: Positions
+    ) -> Float[Array, "n n"]:
+        """What an input, of covariance `k` with itself, attends to with linear scaling."""
         scale = (self.W_query_std * self.W_key_std).astype(kernel.dtype)
-        attend_to = ft.partial(attend, self.attention_mechanism)
-        # Not the `embedding` below: training does not move what is attended to.
-        fixed = (self.W_pos_emb_std**2).astype(kernel.dtype)
+        # Not one of the variances of a kernel: training does not move it.
+        embedding = (self.W_pos_emb_std**2).astype(kernel.dtype)
+        scores = scale * self._embedded(kernel)(k, embedding)
+        return attend(self.attention_mechanism, scores, positions.missing)
+
+    def _linear(self, kernel: Kernel) -> Kernel:
+        embedded, attended = self._embedded(kernel), ft.partial(self.attended, kernel)
 
         def attention(p1, p2, k11, k12, k22, value, out, embedding, bias):
-            G1 = attend_to(scale * embedded(k11, fixed), p1.missing)
-            G2 = attend_to(scale * embedded(k22, fixed), p2.missing)
+            G1, G2 = attended(k11, p1), attended(k22, p2)
             k = embedded(k12, embedding) if self.val_pos_emb else _tokens(k12)
             k = value * out * _matmul(_matmul(G1, k), G2.T) + bias
             return Covariance(k.reshape(k12.array.shape), Pairs.ALL)
 
-        return self._propagate(kernel, attention, self.W_value_std, self.W_out_std)
+        at = lambda p1, p2: ft.partial(attention, p1, p2)
+        return self._propagate(kernel, at, self.W_value_std, self.W_out_std)
 
     def _square_root(self, kernel: Kernel) -> Kernel:
         if self.attention_mechanism != "IDENTITY":
@@ -296,8 +321,9 @@ class SelfAttention(AbstractLayer):
             k = query * key * value * out * total * k + bias
             return Covariance(k.reshape(k12.array.shape), Pairs.ALL)
 
+        at = lambda p1, p2: ft.partial(attention, p1, p2)
         stds = self.W_query_std, self.W_key_std, self.W_value_std, self.W_out_std
-        return self._propagate(kernel, attention, *stds)
+        return self._propagate(kernel, at, *stds)
 
     def _embedded(
         self, kernel: Kernel
@@ -321,17 +347,16 @@ class SelfAttention(AbstractLayer):
         return lambda k, variance: share * _tokens(k) + variance * R
 
     def _propagate(
-        self, kernel: Kernel, fn: Callable[..., Covariance], *stds: Float[Array, ""]
+        self,
+        kernel: Kernel,
+        fn_at: Callable[[Positions, Positions], CovarianceMap],
+        *stds: Float[Array, ""],
     ) -> Kernel:
         """Weights of each group are standard normal, so variances are rates as well."""
         bias = jnp.zeros(()) if self.b_std is None else self.b_std**2
         variances = [*(std**2 for std in stds), self.W_pos_emb_std**2, bias]
         return kernel.propagate_at(
-            lambda p1, p2: ft.partial(fn, p1, p2),
-            variances,
-            variances,
-            needs=Pairs.ALL,
-            channels=self.width,
+            fn_at, variances, variances, needs=Pairs.ALL, channels=self.width
         )
 
 

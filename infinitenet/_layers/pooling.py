@@ -185,14 +185,16 @@ class AbstractGlobalPool(AbstractLayer):
 
         return kernel.propagate_at(pool_at, needs=Pairs.ALL, mask=self.mask)
 
-    def fraction(self, spatial: Sequence[int]) -> float:
-        """The weight of each pair of positions."""
-        return math.prod(self.weight(n) ** 2 for n in spatial)
+    def weight_of_each(self, spatial: Sequence[int]) -> float:
+        """The weight of each position."""
+        return math.prod(map(self.weight, spatial))
 
     def _pool(self, k: Covariance, missing1: Array | None, missing2: Array | None):
         # By matrix products: a sum of a million terms in sequence loses digits.
         if k.shifts is not None:
-            ones = jnp.full(k.array.size, self.fraction(k.spatial), k.array.dtype)
+            ones = jnp.full(
+                k.array.size, self.weight_of_each(k.spatial) ** 2, k.array.dtype
+            )
             out = jnp.dot(k.array.reshape(-1), ones, precision=lax.Precision.HIGHEST)
             return Covariance(out, Pairs.SAME)
         if missing1 is None or missing2 is None:
