@@ -22,12 +22,21 @@ _ALIGNMENT = 64
 class Assembly:
     """Matrices of `n1` rows and `n2` columns, of entries like one of them.
 
-    If they are symmetric, tiles are written to either side of the diagonal.
+    If they are symmetric, tiles are written to either side of the diagonal. On CPUs they
+    are in arrays of NumPy, which the tiles are written to.
     """
 
-    def __init__(self, n1: int, n2: int, like: Pair, *, symmetric: bool):
+    def __init__(
+        self,
+        n1: int,
+        n2: int,
+        like: Pair,
+        *,
+        symmetric: bool,
+        on_host: bool | None = None,
+    ):
         self.symmetric = symmetric
-        self.on_host = jax.default_backend() == "cpu"
+        self.on_host = jax.default_backend() == "cpu" if on_host is None else on_host
         make = _aligned if self.on_host else jnp.zeros
         self._out: PyTree[Any] = jax.tree.map(
             lambda k: make((n1, n2, *k.shape), k.dtype), like

@@ -178,7 +178,7 @@ def finish_stacks(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
 
 def program_of(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> Program:
     leaves, structure = jax.tree.flatten(args)
-    return _cached_program(entry, fn, structure, tuple((x.shape, x.dtype) for x in leaves))
+    return cached_program(entry, fn, structure, tuple((x.shape, x.dtype) for x in leaves))
 
 
 @ft.partial(jax.jit, donate_argnums=0)
@@ -188,7 +188,7 @@ def add(total: PyTree, part: PyTree) -> PyTree:
 
 # Tracing takes longer than running does for small matrices.
 @ft.lru_cache(maxsize=256)
-def _cached_program(
+def cached_program(
     entry: AbstractEntry,
     fn: Callable[..., PyTree],
     structure: Any,

@@ -120,17 +120,23 @@ def choose_area(entry: int, memory: int) -> int:
             f"inputs, but it is {memory}. Networks with pooling or attention need memory "
             "for all pairs of positions: use smaller images, strides, or `Flatten`."
         )
-    if jax.default_backend() == "cpu":
-        area = min(area, max((_CACHE if entry > SMALL else _MEMORY) // entry, 1))
-    return area
+    return _within(area, entry, _CACHE if entry > SMALL else _MEMORY)
+
+
+def _within(most: int, entry: int, size: int) -> int:
+    """At most so many entries that their arrays are of some size, of a CPU's cache."""
+    if jax.default_backend() != "cpu":
+        return most
+    return min(most, max(size // entry, 1))
 
 
 def cost_of(entry: int, one: int, memory: int) -> Cost:
     """When each entry takes arrays of `entry` bytes, and each input of `one` bytes."""
+    most = most_entries(entry, memory)
     return Cost(
         longest=max(memory // (_ALIVE * one), 1),
-        most=min(most_entries(entry, memory), _MEMORY // entry),
-        step=min(most_entries(entry, memory), _CACHE // entry),
+        most=_within(most, entry, _MEMORY),
+        step=_within(most, entry, _CACHE),
         beginning=_BEGINNING // entry,
         edge=_EDGE / math.sqrt(entry),
     )

@@ -1,0 +1,71 @@
+"""Programs that compute several tiles of a kernel matrix."""
+
+import jax.random as jr
+import numpy as np
+import pytest
+
+import infinitenet as inn
+from infinitenet import _entries as entries, _tiled as tiled
+from infinitenet._assembly import Assembly
+from infinitenet._stacks import half_stacks
+from infinitenet._tiled import TiledGram
+from infinitenet._tiles import cost_of
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 16])
+def test_programs_of_several_tiles(n):
+    """Of either matrix, on the host and as on other devices."""
+    x, y = (jr.normal(jr.key(i), (k, 4, 3)) for i, k in enumerate((n, n + 3)))
+    net = inn.Sequential([inn.Conv(4, (3,)), inn.Relu(), inn.Flatten(), inn.Dense(1)])
+    for x2 in (y, None):
+        want = inn.gram(net, x, x if x2 is None else x2)
+        for memory in (2**30, 2**14):
+            tiles = TiledGram(net, x, x2, ntk=True, demand=inn.Demand(), memory=memory)
+            for on_host in (True, False):
+                with pytest.MonkeyPatch.context() as patch:
+                    make = lambda *args, on_host=on_host, **options: Assembly(
+                        *args, **options, on_host=on_host
+                    )
+                    patch.setattr(tiled, "Assembly", make)
+                    # Others than CPUs run one program at a time.
+                    patch.setattr(tiles.parts, "workers", 2 if on_host else 1)
+                    got = [k.array for k in tiles.whole(lambda done, total: None) if k]
+                for a, b in zip(got, (want.nngp, want.ntk), strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-6)
+                    assert x2 is not None or np.array_equal(a, a.T)
+
+
+def test_large_tiles_are_in_blocks(monkeypatch):
+    """Of rows, of which the number may divide that of rows or not."""
+    net = inn.Sequential([inn.Dense(4), inn.Erf(), inn.Dense(1)])
+    y = jr.normal(jr.key(1), (40, 3))
+    for n in (60, 61):
+        x = jr.normal(jr.key(0), (n, 3))
+        want = inn.gram(net, x, y)
+        monkeypatch.setattr(entries, "_LARGE", 10_000)
+        monkeypatch.setattr(entries, "_BLOCK", 4_000)
+        entries.cached_program.cache_clear()
+        got = inn.gram(net, x, y)
+        monkeypatch.undo()
+        entries.cached_program.cache_clear()
+        np.testing.assert_allclose(got.ntk, want.ntk, rtol=1e-13)
+
+
+@pytest.mark.parametrize("n", [2, 9, 40, 301])
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("entry", "step"), [(4, 2**18), (2000, 500), (10**5, 10), (10**7, 1)]
+)
+def test_stacks(n, at_once, entry, step):
+    """Every entry above the diagonal is of exactly one tile."""
+    cost = cost_of(entry, entry, 2**34)._replace(at_once=at_once)
+    assert cost.step * entry <= max(2**20, entry)
+    rows, columns, starts = half_stacks(n, cost)
+    assert rows == columns and starts.shape[2] * rows**2 <= max(cost.step, 1)
+    seen = np.zeros((n, n), int)
+    for i, j in starts.reshape(-1, 2):
+        if i >= 0:
+            own = (-(-i // rows) * rows, i + rows), (-(-j // rows) * rows, j + rows)
+            seen[slice(*own[0]), slice(*own[1])] += 1
+    above = np.triu(np.ones((n, n), bool), 1)
+    assert np.all(seen[above] == 1)
