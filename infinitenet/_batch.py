@@ -69,8 +69,14 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
 def to_batches(x1: PyTree, x2: PyTree | None) -> tuple[PyTree, PyTree | None]:
     """Both as `to_batch` has them, of one precision: `x1` and `x2`, if there is any."""
     both = to_batch("x1", x1), None if x2 is None else to_batch("x2", x2)
-    floats = [x for x in jax.tree.leaves(both) if eqx.is_inexact_array(x)]
-    if len({x.dtype for x in floats}) == 1:
-        return both
+    return of_one_precision(both)
+
+
+def of_one_precision(x: PyTree[Array]) -> PyTree[Array]:
+    """All floats of that of the most precise ones."""
+    floats = [leaf for leaf in jax.tree.leaves(x) if eqx.is_inexact_array(leaf)]
+    if len({leaf.dtype for leaf in floats}) == 1:
+        return x
     dtype = jnp.result_type(*floats)
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, both)
+    to = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
+    return jax.tree.map(to, x)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from ._batch import to_batch, to_batches
+from ._batch import of_one_precision, to_batch, to_batches
 from ._checks import are_finite, check_finite
 from ._custom_types import Arrays
 from ._entries import check_arguments, Pair
@@ -146,7 +146,7 @@ def gram_diagonal(
     **Raises:** as `gram`.
     """
     check_arguments(net, Demand())
-    x = to_batch("x", x)
+    x = of_one_precision(to_batch("x", x))
     if is_traced((net, x)):
         out = traced_diagonal(net, x, ntk, demand, memory)
     else:

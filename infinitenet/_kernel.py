@@ -71,7 +71,8 @@ class Kernel(eqx.Module):
         Then they are so exactly, while separate computations would differ by rounding,
         to which angles near zero are sensitive.
     - `uniform`: whether all inputs have the same variance, so that the marginals are one.
-    - `channels`: the width of the (finite) layer, `None` if it is not known.
+    - `channels`: the width of the (finite) layer, `None` if it is not known: a layer that
+        depends on it must raise an error then.
     - `positions1`, `positions2`: which positions of each input are missing, and its graph.
         Covariances are zero where either is missing.
     """

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools as ft
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -58,7 +59,8 @@ def run_all(calls: Iterable[Callable[[], _T]], workers: int) -> Iterator[_T]:
     Calls are taken when their turn comes, so that few results are in memory. After an error
     or an interruption no more are begun.
     """
-    if workers <= 1:
+    # Within one of the threads others would wait for it, and it for them.
+    if workers <= 1 or getattr(_thread, "is_worker", False):
         for call in calls:
             yield jax.block_until_ready(call())
         return
@@ -88,7 +90,12 @@ def _pool(workers: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "infinitenet")
 
 
+# What belongs to each thread.
+_thread = threading.local()
+
+
 def _run(call: Callable[[], _T], options: dict[str, Any]) -> _T:
+    _thread.is_worker = True
     with contextlib.ExitStack() as stack:
         for name, value in options.items():
             if getattr(jax.config, name) != value:

@@ -17,10 +17,11 @@ from mesh_checks import memory_for, mesh
 from nets import architectures
 
 import infinitenet as inn
-from infinitenet._batch import to_batch
+from infinitenet._batch import batch_size, to_batch
 from infinitenet._mesh import auto_mesh
 from infinitenet._sharded import ShardedGram
 from infinitenet._tiled import TiledGram
+from infinitenet._tiles import Tile
 from infinitenet._workers import n_workers
 
 
@@ -115,6 +116,13 @@ class Problem:
     def gram(self, x, y=None, **options):
         options = {"demand": self.demand, "progress": False} | options
         return inn.gram(self.net, x, y, **options)
+
+    def tile(self, x, y, memory):
+        """A matrix, as the program for tiles of its shape computes it."""
+        x, y = to_batch("x", x), to_batch("y", y)
+        options = {"ntk": True, "demand": self.demand, "memory": memory}
+        parts, sizes = TiledGram(self.net, x, y, **options).parts, map(batch_size, (x, y))
+        return [k.array for k in next(parts.tiles([Tile(0, 0)], *sizes)) if k is not None]
 
     @ft.cached_property
     def _pairs(self):

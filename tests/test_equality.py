@@ -44,10 +44,10 @@ def _check_some_tiles(problem, gram, tiling, memory, symmetric):
         if symmetric and i == j:
             continue
         second = problem.batch(j if symmetric else MOST + j, columns)
-        alone = problem.gram(problem.batch(i, rows), second, memory=memory)
+        alone = problem.tile(problem.batch(i, rows), second, memory)
         # The last tiles overlap with those before them, which count there.
         i_own, j_own = -(-i // rows) * rows, -(-j // columns) * columns
-        for whole, k in zip((gram.nngp, gram.ntk), (alone.nngp, alone.ntk), strict=True):
+        for whole, k in zip((gram.nngp, gram.ntk), alone, strict=True):
             own = np.asarray(whole)[i_own : i + rows, j_own : j + columns]
             assert np.array_equal(np.asarray(k)[i_own - i :, j_own - j :], own)
 

@@ -14,6 +14,7 @@ import infinitenet as inn
 from infinitenet._parts import Parts
 from infinitenet._tiled import TiledGram
 from infinitenet._tiles import choose_area, choose_tiles
+from infinitenet._workers import run_all
 
 
 _net = inn.Sequential(
@@ -190,6 +191,24 @@ def test_tiles_do_not_depend_on_depth():
         return Parts(net, x, x, ntk=True, demand=inn.Demand(), memory=2**20).area
 
     assert area(3) == area(40)
+
+
+def test_mixed_precision():
+    """All is computed in the higher one, from inputs as they are."""
+    both = inn.Parallel([inn.Dense(4), inn.Dense(4)])
+    net = inn.Sequential([both, inn.FanInSum(), inn.Relu(), inn.Dense(1)])
+    x = _x[:, 0].astype(np.float32), _x[:, 0].astype(np.float64)
+    gram, diagonal = inn.gram(net, x), inn.gram_diagonal(net, x)
+    assert gram.ntk.dtype == jnp.float64
+    assert np.array_equal(jnp.diag(gram.ntk), diagonal.ntk)
+    same = inn.gram(net, tuple(part.astype(np.float64) for part in x))
+    np.testing.assert_allclose(gram.ntk, same.ntk, rtol=1e-14)
+
+
+def test_within_workers():
+    """Calls within calls do not wait for each other."""
+    one = lambda: inn.gram(_net, _x, memory=2 * _few).ntk
+    assert len(list(run_all([one] * 4, 2))) == 4
 
 
 def test_memory_of_inputs():
