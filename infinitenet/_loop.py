@@ -23,12 +23,15 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
     As a loop, which is compiled once for all of them.
     """
     blocks = list(blocks)
+    keeps = len(blocks) > 1 and _keeps(blocks[0], kernel)
     # A loop over two blocks would save nothing.
-    if len(blocks) > 2 and not _keeps(blocks[0], kernel):
+    if len(blocks) > 2 and not keeps:
         kernel = _with_channels_of_outputs(blocks[0], kernel)
+        keeps = _keeps(blocks[0], kernel)
     # The first ones may still be given more than they pass on.
-    while len(blocks) > 1 and not _keeps(blocks[0], kernel):
+    while len(blocks) > 1 and not keeps:
         kernel = infinite(blocks.pop(0), kernel)
+        keeps = len(blocks) > 1 and _keeps(blocks[0], kernel)
     if len(blocks) == 1:
         return infinite(blocks[0], kernel)
     arrays, static = zip(*(eqx.partition(b, eqx.is_array) for b in blocks), strict=True)

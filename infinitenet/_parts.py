@@ -96,7 +96,9 @@ class Parts:
         return self._sums(run, tiles, self.entry.parts, finish_pairs, lambda _, tile: tile)
 
     def stacks(
-        self, stacks: Stacks, write: Callable[[Int[np.ndarray, "tiles 2"], Pair], None]
+        self,
+        stacks: Stacks,
+        write: Callable[[Int[np.ndarray, "steps side_by_side 2"], Pair], None],
     ) -> Iterator[None]:
         """Computes tiles, and writes them: where each begins, and its entries.
 

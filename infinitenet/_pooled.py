@@ -5,14 +5,15 @@ import dataclasses
 import jax
 
 from ._distances import around, at_distances, Distances, split_at
-from ._entries import AbstractEntry, Entry
+from ._entries import Entry
 from ._kernel import Demand
 from ._layer import AbstractLayer, infinite
 from ._layers.pooling import AbstractGlobalPool
+from ._sum_of_distances import AbstractSumOfDistances
 
 
 @dataclasses.dataclass(frozen=True)
-class PooledEntry(AbstractEntry):
+class PooledEntry(AbstractSumOfDistances):
     r"""One entry of the matrices, as a sum over distances $a$ of positions:
 
     $$
@@ -30,14 +31,6 @@ class PooledEntry(AbstractEntry):
     entry: Entry
     index: int
     distances: Distances
-
-    @property
-    def parts(self):
-        return self.distances.parts
-
-    @property
-    def parts_alone(self):
-        return self.distances.parts_alone
 
     def part(self, arrays, x1, x2, part):
         head, pool, _ = around(self.entry.net(arrays), self.index)

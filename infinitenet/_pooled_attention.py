@@ -14,16 +14,17 @@ from jaxtyping import Array, Float, Int, PyTree
 from ._compiler import apart
 from ._covariance import Covariance, Pairs
 from ._distances import around, at_distances, Distances, split_at
-from ._entries import AbstractEntry, Entry, program_of
+from ._entries import Entry, program_of
 from ._kernel import Demand, Kernel
 from ._layer import AbstractLayer, infinite
 from ._layers.attention import SelfAttention
 from ._layers.pooling import AbstractGlobalPool
 from ._layers.sequential import Sequential
+from ._sum_of_distances import AbstractSumOfDistances
 
 
 @dataclasses.dataclass(frozen=True)
-class PooledAttentionEntry(AbstractEntry):
+class PooledAttentionEntry(AbstractSumOfDistances):
     r"""One entry of the matrices, if attention with linear scaling is pooled at once.
 
     What is attended to, $G_i$, is of each input alone. With weights $w$ of positions
@@ -43,14 +44,6 @@ class PooledAttentionEntry(AbstractEntry):
     entry: Entry
     index: int
     distances: Distances
-
-    @property
-    def parts(self):
-        return self.distances.parts
-
-    @property
-    def parts_alone(self):
-        return self.distances.parts_alone
 
     def inputs(self, arrays, x):
         return x, program_of(self, _weights_of_all, arrays, x)(arrays, x)

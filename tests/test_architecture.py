@@ -73,6 +73,7 @@ _order = [
     "_uniform",
     "_entries",
     "_distances",
+    "_sum_of_distances",
     "_pooled",
     "_pooled_windows",
     "_pooled_attention",
