@@ -1,5 +1,7 @@
 """Batches of inputs: arrays, or tuples of arrays for networks with several inputs."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,18 @@ def batch_of_one(x: PyTree) -> PyTree:
 def first_of(x: PyTree) -> PyTree:
     """The first example."""
     return jax.tree.map(lambda x: x[0], x)
+
+
+def over_examples(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """As `jax.vmap`, but a single example is not a batch of one: that would take twice as
+    long to trace, and to compile."""
+
+    def call(*x: PyTree) -> PyTree:
+        if batch_size(x) > 1:
+            return jax.vmap(fn)(*x)
+        return batch_of_one(fn(*jax.tree.map(lambda x: jnp.squeeze(x, 0), x)))
+
+    return call
 
 
 def shape_of_one(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:

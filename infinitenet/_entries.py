@@ -12,7 +12,8 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._batch import batch_size
+from ._batch import batch_size, over_examples
+from ._compiler import apart
 from ._covariance import Covariance, Pairs
 from ._kernel import Demand, Kernel
 from ._layer import AbstractLayer
@@ -127,12 +128,14 @@ def one(entry: AbstractEntry, arrays: PyTree, x1: PyTree, x2: PyTree, part: Any)
     return entry.part(arrays, x1, x2, part)
 
 
+@apart
 def pairs(
     entry: AbstractEntry, arrays: PyTree, x1: PyTree, x2: PyTree, part: Any
 ) -> PyTree:
-    row = lambda x1: jax.vmap(lambda x2: entry.part(arrays, x1, x2, part))(x2)
+    of_pair = lambda x1, x2: _traced_once(entry, one, arrays, x1, x2, part)
+    row = lambda x1: over_examples(ft.partial(of_pair, x1))(x2)
     rows = _rows_at_once(x1, x2)
-    return jax.vmap(row)(x1) if rows is None else lax.map(row, x1, batch_size=rows)
+    return over_examples(row)(x1) if rows is None else lax.map(row, x1, batch_size=rows)
 
 
 # Bytes of arrays which are larger than the cache of all cores, and of blocks of their rows
@@ -156,7 +159,7 @@ def _rows_at_once(x1: PyTree, x2: PyTree) -> int | None:
 
 
 def alone(entry: AbstractEntry, arrays: PyTree, x: PyTree, part: Any) -> PyTree:
-    return jax.vmap(lambda x: entry.part(arrays, x, None, part))(x)
+    return over_examples(lambda x: entry.part(arrays, x, None, part))(x)
 
 
 def finish_one(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
@@ -164,21 +167,33 @@ def finish_one(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
 
 
 def finish_pairs(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
-    return jax.vmap(lambda row: finish_alone(entry, arrays, row))(total)
+    return over_examples(ft.partial(finish_alone, entry, arrays))(total)
 
 
 def finish_alone(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
-    return jax.vmap(lambda total: entry.finish(arrays, total))(total)
+    of_one = ft.partial(_traced_once, entry, finish_one, arrays)
+    return over_examples(of_one)(total)
 
 
 def finish_stacks(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
-    finish = lambda tile: finish_pairs(entry, arrays, tile)
-    return jax.vmap(jax.vmap(finish))(total)
+    finish = ft.partial(finish_pairs, entry, arrays)
+    return over_examples(over_examples(finish))(total)
 
 
 def program_of(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> Program:
     leaves, structure = jax.tree.flatten(args)
-    return cached_program(entry, fn, structure, tuple((x.shape, x.dtype) for x in leaves))
+    shapes = tuple((x.shape, x.dtype) for x in leaves)
+    context = jax.sharding.get_abstract_mesh(), jax.config.jax_enable_x64
+    return cached_program(entry, fn, structure, shapes, context)
+
+
+def _traced_once(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """The same as `fn(entry, *args)`, as a part of another program.
+
+    All programs of parts need the function of one, and tracing it takes as long as
+    compiling them.
+    """
+    return program_of(entry, fn, *args).inline(*args)
 
 
 @ft.partial(jax.jit, donate_argnums=0)
@@ -193,6 +208,8 @@ def cached_program(
     fn: Callable[..., PyTree],
     structure: Any,
     shapes: Sequence[tuple[tuple[int, ...], Any]],
+    context: tuple[Any, ...],
 ) -> Program:
+    del context
     structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
     return Program(ft.partial(fn, entry), *jax.tree.unflatten(structure, structs))

@@ -23,17 +23,12 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
     As a loop, which is compiled once for all of them.
     """
     blocks = list(blocks)
-    keeps = len(blocks) > 1 and _keeps(blocks[0], kernel)
-    # A loop over two blocks would save nothing.
-    if len(blocks) > 2 and not keeps:
-        kernel = _with_channels_of_outputs(blocks[0], kernel)
-        keeps = _keeps(blocks[0], kernel)
     # The first ones may still be given more than they pass on.
-    while len(blocks) > 1 and not keeps:
+    while len(blocks) > 1 and (kept := _kept(blocks[0], kernel)) is None:
         kernel = infinite(blocks.pop(0), kernel)
-        keeps = len(blocks) > 1 and _keeps(blocks[0], kernel)
     if len(blocks) == 1:
         return infinite(blocks[0], kernel)
+    kernel, channels = kept
     arrays, static = zip(*(eqx.partition(b, eqx.is_array) for b in blocks), strict=True)
     # What is the same in all is not an array of the loop, so that nothing is done with it
     # in each step.
@@ -42,41 +37,57 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
     common = jax.tree.unflatten(jax.tree.structure(arrays[0]), same)
     arrays = [eqx.partition(a, common) for a in arrays]
     steps = jax.tree.map(lambda *a: jnp.stack(a), *(own for _, own in arrays))
-    return _loop(steps, (arrays[0][0], static[0]), len(blocks), kernel)
+    out = _loop(steps, (arrays[0][0], static[0]), len(blocks), kernel)
+    return _with_channels(out, channels) if isinstance(out, Kernel) else out
 
 
 @eqx.filter_jit
 def _loop(steps: PyTree, common: PyTree, times: int, kernel: Kernels) -> Kernels:
-    step = lambda kernel, own: (infinite(eqx.combine(own, *common), kernel), None)
+    def step(kernel: Kernels, own: PyTree) -> tuple[Kernels, None]:
+        out = infinite(eqx.combine(own, *common), kernel)
+        if isinstance(kernel, Kernel) and isinstance(out, Kernel):
+            out = _with_channels(out, kernel.channels)
+        return out, None
+
     return lax.scan(step, kernel, steps, length=times)[0]
 
 
-def _with_channels_of_outputs(block: AbstractLayer, kernel: Kernels) -> Kernels:
-    """The same kernel to a block for which it does not matter how many channels there are.
+def _kept(block: AbstractLayer, kernel: Kernels) -> tuple[Kernels, int | None] | None:
+    """What a loop over such blocks is given, if a kernel is of the same kind after a block.
 
-    So the first block, which is given another number of them than the others, is in the
-    loop too.
+    And the number of channels after it. If it does not matter to the block how many it is
+    given, it is not told: so the first block, which is given another number than the
+    others, is in the loop too.
     """
     if not isinstance(kernel, Kernel):
-        return kernel
-    unknown = dataclasses.replace(kernel, channels=None)
+        return (kernel, None) if _is_like(_after(block, kernel), kernel) else None
+    unknown = _with_channels(kernel, None)
     try:
-        out = eqx.filter_eval_shape(infinite, block, unknown)
+        out = _after(block, unknown)
     except Exception:
         # By a layer that must know it.
-        return kernel
-    if not isinstance(out, Kernel):
-        return kernel
-    return dataclasses.replace(kernel, channels=out.channels)
+        out = None
+    if isinstance(out, Kernel) and out.channels is not None:
+        same = _is_like(_with_channels(out, None), unknown)
+        return (unknown, out.channels) if same else None
+    same = _is_like(_after(block, kernel), kernel)
+    return (kernel, kernel.channels) if same else None
 
 
-def _keeps(block: AbstractLayer, kernel: Kernels) -> bool:
-    """Whether the kernel is of the same kind after a block."""
-    out = eqx.filter_eval_shape(infinite, block, kernel)
-    if jax.tree.structure(out) != jax.tree.structure(kernel):
+def _after(block: AbstractLayer, kernel: Kernels) -> Kernels:
+    """Of the shapes of arrays."""
+    return eqx.filter_eval_shape(infinite, block, kernel)
+
+
+def _is_like(a: Kernels, b: Kernels) -> bool:
+    if jax.tree.structure(a) != jax.tree.structure(b):
         return False
-    each = zip(jax.tree.leaves(out), jax.tree.leaves(kernel), strict=True)
+    each = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in each)
+
+
+def _with_channels(kernel: Kernel, channels: int | None) -> Kernel:
+    return dataclasses.replace(kernel, channels=channels)
 
 
 def repeats(layers: Sequence[AbstractLayer]) -> Iterator[tuple[int, int, int]]:

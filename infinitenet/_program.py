@@ -2,8 +2,8 @@
 
 import functools as ft
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core as jex
@@ -29,7 +29,8 @@ class Program:
         self.jaxpr, self.out = jax.make_jaxpr(
             lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*flat)
-        self.run: Any = jex.jaxpr_as_fun(self.jaxpr)
+        self._function: Any = jex.jaxpr_as_fun(self.jaxpr)
+        self.run: Any = self._function
         self._structure = jax.tree.structure(self.out)
         # One that does nothing is not worth a call.
         if self.jaxpr.eqns:
@@ -37,6 +38,10 @@ class Program:
 
     def __call__(self, *args: PyTree) -> PyTree:
         return jax.tree.unflatten(self._structure, self.run(*jax.tree.leaves(args)))
+
+    def inline(self, *args: PyTree) -> PyTree:
+        """The same, as a part of what is being traced."""
+        return jax.tree.unflatten(self._structure, self._function(*jax.tree.leaves(args)))
 
     @ft.cached_property
     def largest_array(self) -> int:
@@ -64,34 +69,58 @@ class Program:
         self, sources: Sequence[set[int]], is_meant: Callable[[set[int]], bool]
     ) -> int:
         inputs = [s for s, n in zip(sources, self._sizes, strict=True) for _ in range(n)]
-        return max(_variables_bytes(self.jaxpr.jaxpr, inputs, is_meant), default=1)
+        _, arrays = _flow(self.jaxpr.jaxpr, inputs)
+        return max((size for s, size in arrays if is_meant(s)), default=1)
 
 
-def _variables_bytes(
-    jaxpr: jex.Jaxpr,
-    inputs: Sequence[set[int]],
-    is_meant: Callable[[set[int]], bool],
-) -> Iterator[int]:
-    """Of those variables that depend on the sources which are meant, as inputs do."""
+# What variables depend on, and bytes of arrays beside that.
+_Flow: TypeAlias = tuple[list[set[int]], list[tuple[set[int], int]]]
+
+
+def _flow(jaxpr: jex.Jaxpr, inputs: Sequence[set[int]]) -> _Flow:
+    """Of results, given that of inputs, and of all arrays on the way."""
     sources: dict[Any, set[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
+    of = lambda v: sources.get(v, set()) if _is_variable(v) else set()
+    arrays: list[tuple[set[int], int]] = []
     for eqn in jaxpr.eqns:
-        given = [sources.get(v, set()) if _is_variable(v) else set() for v in eqn.invars]
-        union = set().union(*given)
-        sources.update(dict.fromkeys(eqn.outvars, union))
-        if not union:
+        outs, within = _flow_of(eqn, list(map(of, eqn.invars)))
+        sources.update(zip(eqn.outvars, outs, strict=True))
+        arrays += within
+        for out, s in zip(eqn.outvars, outs, strict=True):
+            aval: Any = out.aval
+            if s and hasattr(aval, "dtype"):
+                arrays.append((s, math.prod(aval.shape) * aval.dtype.itemsize))
+    return list(map(of, jaxpr.outvars)), arrays
+
+
+def _flow_of(eqn: jex.JaxprEqn, given: list[set[int]]) -> _Flow:
+    union = set().union(*given)
+    outs, arrays = [union] * len(eqn.outvars), []
+    if not union:
+        return outs, []
+    for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+        if not _is_jaxpr(inner):
             continue
-        for variable in eqn.outvars:
-            aval: Any = variable.aval
-            if is_meant(union) and hasattr(aval, "dtype"):
-                yield math.prod(aval.shape) * aval.dtype.itemsize
-        if eqn.params.get("name") == _BOUNDED:
-            continue
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                inner = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
-                is_call = eqn.primitive.name in _CALLS
-                within = given if is_call else [union] * len(inner.invars)
-                yield from _variables_bytes(inner, within, is_meant)
+        inner = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
+        if eqn.primitive.name in _CALLS:
+            outs, within = _flow(inner, given)
+        elif eqn.primitive.name == "scan":
+            outs, within = _flow_of_loop(eqn, inner, given)
+        else:
+            _, within = _flow(inner, [union] * len(inner.invars))
+        arrays += within
+    return outs, [] if eqn.params.get("name") == _BOUNDED else arrays
+
+
+def _flow_of_loop(eqn: jex.JaxprEqn, step: jex.Jaxpr, given: list[set[int]]) -> _Flow:
+    """Of a loop that passes some variables on from each step to the next one."""
+    first, n = eqn.params["num_consts"], eqn.params["num_carry"]
+    while True:
+        outs, arrays = _flow(step, given)
+        carried = [a | b for a, b in zip(given[first : first + n], outs[:n], strict=True)]
+        if carried == given[first : first + n]:
+            return outs, arrays
+        given = given[:first] + carried + given[first + n :]
 
 
 def _is_variable(value: object) -> bool:

@@ -40,14 +40,21 @@ class Shifts(eqx.Module):
     @apart
     def second(self, image: Float[Array, "*spatial"]) -> Float[Array, "count *spatial"]:
         """`image[p + a]` at all positions `p`."""
+        twice = self._second_twice(image)
+        # All of them by one copy, from rows that are `step` longer than what they repeat:
+        # a slice for each takes long to compile.
+        rows = self.count, twice.size + self.step
+        flat = jnp.tile(twice.reshape(-1), self.count + 1)[: math.prod(rows)]
+        each = flat.reshape(rows)[:, : twice.size].reshape(-1, *twice.shape)
+        return each[..., : image.shape[-1]]
+
+    @apart
+    def _second_twice(self, image: Float[Array, "*spatial"]) -> Float[Array, "*doubled"]:
+        """Of the first of the distances, and the same again along the last dimension."""
         for axis, n in enumerate(image.shape):
             image = jnp.concatenate([image, image], axis)
             image = lax.dynamic_slice_in_dim(image, self.start[axis] % n, n, axis)
-        n = image.shape[-1]
-        image = jnp.concatenate([image, image], -1)
-        at = [i * self.step % n for i in range(self.count)]
-        slices = [lax.slice_in_dim(image, i, i + n, axis=-1) for i in at]
-        return jnp.stack(slices)
+        return jnp.concatenate([image, image], -1)
 
     def products(
         self,
