@@ -38,6 +38,8 @@ def to_stacks(tiling: Tiling, cost: Cost, side_by_side: int = 1) -> Stacks:
     at_once = cost.at_once if len(tiles) * rows * columns > cost.beginning else 1
     programs = -(-len(tiles) // (most * at_once)) * at_once
     each = -(-len(tiles) // programs)
+    if each * rows * columns < cost.fewest:
+        each = 1
     steps = -(-each // side_by_side)
     side_by_side = -(-each // steps)
     programs = -(-len(tiles) // (steps * side_by_side))

@@ -26,6 +26,10 @@ _CACHE = 2**20
 # each entry, of which XLA then computes parts on all cores.
 _MEMORY, SMALL = 2**24, 64
 
+# Loops that touch fewer bytes are compiled by XLA on CPU as a single function, in which tiles
+# would be rounded otherwise than alone.
+_FUNCTION = 2**10
+
 # Bytes of such an array of which the computations take as long as it takes to begin them.
 _BEGINNING = 2**17
 
@@ -71,7 +75,7 @@ class Cost(NamedTuple):
 
     - `longest`: the most rows, and columns, of which there is memory for what is computed
         of each input.
-    - `most`: the most entries of a program for several tiles.
+    - `most`, `fewest`: the most entries of a program for several tiles, and the fewest.
     - `step`: the most entries of tiles that it computes side by side.
     - `at_once`: how many programs run at a time.
     - `beginning`: the number of entries that are computed in the time that it takes to
@@ -81,6 +85,7 @@ class Cost(NamedTuple):
 
     longest: int = sys.maxsize
     most: int = sys.maxsize
+    fewest: int = 0
     step: int = sys.maxsize
     at_once: int = 1
     beginning: int = 0
@@ -136,6 +141,7 @@ def cost_of(entry: int, one: int, memory: int) -> Cost:
     return Cost(
         longest=max(memory // (_ALIVE * one), 1),
         most=_within(most, entry, _MEMORY),
+        fewest=_FUNCTION // entry,
         step=_within(most, entry, _CACHE),
         beginning=_BEGINNING // entry,
         edge=_EDGE / math.sqrt(entry),
