@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ._batch import batch_size, over_examples
 from ._compiler import apart
@@ -166,6 +166,7 @@ def finish_one(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
     return entry.finish(arrays, total)
 
 
+@apart
 def finish_pairs(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
     return over_examples(ft.partial(finish_alone, entry, arrays))(total)
 
@@ -180,10 +181,19 @@ def finish_stacks(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
     return over_examples(over_examples(finish))(total)
 
 
+def finish_tile(
+    entry: AbstractEntry, arrays: PyTree, total: PyTree, step: Int[Array, ""]
+) -> Pair:
+    """Of tiles that are one after the other, one."""
+    tile = jax.tree.map(lambda k: jnp.squeeze(k[step], 0), total)
+    return finish_pairs(entry, arrays, tile)
+
+
 def program_of(entry: AbstractEntry, fn: Callable[..., PyTree], *args: PyTree) -> Program:
     leaves, structure = jax.tree.flatten(args)
     shapes = tuple((x.shape, x.dtype) for x in leaves)
-    context = jax.sharding.get_abstract_mesh(), jax.config.jax_enable_x64
+    # What else matters to a function that is being traced.
+    context = jax.sharding.get_abstract_mesh(), jnp.result_type(float)
     return cached_program(entry, fn, structure, shapes, context)
 
 

@@ -23,10 +23,11 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
     As a loop, which is compiled once for all of them.
     """
     blocks = list(blocks)
+    kept = None
     # The first ones may still be given more than they pass on.
     while len(blocks) > 1 and (kept := _kept(blocks[0], kernel)) is None:
         kernel = infinite(blocks.pop(0), kernel)
-    if len(blocks) == 1:
+    if kept is None:
         return infinite(blocks[0], kernel)
     kernel, channels = kept
     arrays, static = zip(*(eqx.partition(b, eqx.is_array) for b in blocks), strict=True)

@@ -5,6 +5,8 @@ import itertools as it
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
@@ -19,6 +21,7 @@ from ._entries import (
     finish_one,
     finish_pairs,
     finish_stacks,
+    finish_tile,
     one,
     Pair,
     pairs,
@@ -93,7 +96,8 @@ class Parts:
             x1 = cut(self.x1, tile.row, rows)
             return program(self.arrays, x1, cut(self.x2, tile.column, columns), part)
 
-        return self._sums(run, tiles, self.entry.parts, finish_pairs, lambda _, tile: tile)
+        finish = lambda _, total: self._finish(finish_pairs, total)
+        return self._sums(run, tiles, self.entry.parts, finish)
 
     def stacks(
         self,
@@ -108,7 +112,8 @@ class Parts:
         about = self.arrays, self.x1, self.x2, stacks.starts[0], parts[0]
         program = program_of(self.entry, fn, *about)
         run = lambda starts, part: program(*about[:3], starts, part)
-        return self._sums(run, list(stacks.starts), parts, finish_stacks, write)
+        finish = lambda starts, total: write(starts, self._finish_stacks(total))
+        return self._sums(run, list(stacks.starts), parts, finish)
 
     def diagonals(self, at: Sequence[int], size: int) -> Iterator[Pair]:
         """The kernel of each input with itself, of those from each of some starts."""
@@ -116,26 +121,33 @@ class Parts:
         parts = self.entry.parts_alone
         program = program_of(self.entry, alone, self.arrays, x, parts[0])
         run = lambda start, part: program(self.arrays, cut(self.x1, start, size), part)
-        return self._sums(run, at, parts, finish_alone, lambda _, entries: entries)
+        finish = lambda _, total: self._finish(finish_alone, total)
+        return self._sums(run, at, parts, finish)
+
+    def _finish(self, fn: Callable[..., Pair], *of: PyTree) -> Pair:
+        return program_of(self.entry, fn, self.arrays, *of)(self.arrays, *of)
+
+    def _finish_stacks(self, total: PyTree) -> Pair:
+        steps, side_by_side = jax.tree.leaves(total)[0].shape[:2]
+        program = program_of(self.entry, finish_stacks, self.arrays, total)
+        if side_by_side > 1 or not program.jaxpr.eqns:
+            return program(self.arrays, total)
+        # One by one, so that rounding does not depend on how many there are.
+        each = [self._finish(finish_tile, total, np.int32(i)) for i in range(steps)]
+        return jax.tree.map(lambda *k: jnp.stack(k)[:, None], *each)
 
     def _sums(
         self,
         run: Callable[..., PyTree],
         items: Sequence[Any],
         parts: Sequence[Any],
-        finish: Callable[..., Pair],
-        then: Callable[[Any, Pair], _T],
+        finish: Callable[[Any, PyTree], _T],
     ) -> Iterator[_T]:
-        """What becomes of each item, in order."""
-
-        def end(item: Any, total: PyTree) -> _T:
-            program = program_of(self.entry, finish, self.arrays, total)
-            return then(item, program(self.arrays, total))
-
+        """What becomes of the sum of parts of each item, in order."""
         # Threads are of no use to a single program.
         workers = min(self.workers, len(items) * len(parts))
         if len(parts) == 1:
-            whole = lambda item: end(item, run(item, parts[0]))
+            whole = lambda item: finish(item, run(item, parts[0]))
             yield from run_all((ft.partial(whole, item) for item in items), workers)
             return
         each = it.product(items, parts)
@@ -144,4 +156,4 @@ class Parts:
             total = next(results)
             for _ in parts[1:]:
                 total = add(total, next(results))
-            yield end(item, total)
+            yield finish(item, total)

@@ -26,8 +26,8 @@ _CACHE = 2**20
 # each entry, of which XLA then computes parts on all cores.
 _MEMORY, SMALL = 2**24, 64
 
-# Loops that touch fewer bytes are compiled by XLA on CPU as a single function, in which tiles
-# would be rounded otherwise than alone.
+# Loops that touch fewer bytes are compiled by XLA on CPU as a single function, in which
+# tiles would be rounded otherwise than alone.
 _FUNCTION = 2**10
 
 # Bytes of such an array of which the computations take as long as it takes to begin them.
