@@ -112,7 +112,14 @@ def entry_of(
     """The arrays of a network, and the rest of it as an entry."""
     leaves, structure = jax.tree.flatten((without_weights(net), variance))
     rest = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
-    return tuple(filter(eqx.is_array, leaves)), _entry(structure, rest, ntk, demand)
+    arrays = tuple(map(_of_known_precision, filter(eqx.is_array, leaves)))
+    return arrays, _entry(structure, rest, ntk, demand)
+
+
+def _of_known_precision(x: Array) -> Array:
+    """In float32 if JAX has float64 disabled by now."""
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    return x if dtype == x.dtype else x.astype(dtype)
 
 
 # So caches of what belongs to an entry need not compare networks.

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ._compiler import apart
+
 
 # From scores of pairs of tokens, of which the last axis are those attended to.
 MECHANISMS: dict[str, Callable[[Array], Array]] = {
@@ -65,3 +67,8 @@ def root_of(correlations: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
             "Exponential decay does, for any rate and `pos_emb_p_norm` of 1 or 2."
         )
     return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+
+
+# By itself, as XLA may reshape `x` after the product in programs for several devices, and
+# rounds otherwise then.
+weighted = apart(lambda a, x, b, y: a * x + b * y)

@@ -114,6 +114,20 @@ def test_change_of_channels():
     np.testing.assert_allclose(got.ntk.array, want.ntk.array, rtol=1e-12)
 
 
+@pytest.mark.parametrize("head", [(), (inn.Flatten(),)])
+def test_channels_are_known(head):
+    """Also after blocks that only pass on how many there are."""
+    blocks = [*head, inn.Relu()] * 3
+    net = inn.Sequential([*blocks, inn.Dense(1, parameterization="standard")])
+    kernel = inn.Sequential([]).kernel(_x1, _x2, demand=net.requires(inn.Demand()))
+    want = kernel
+    for layer in net.layers:
+        want = infinite(layer, want)
+    got = infinite(net, kernel)
+    assert got.channels == want.channels == 1
+    np.testing.assert_allclose(got.ntk.array, want.ntk.array, rtol=1e-12)
+
+
 def test_functions_that_differ():
     """Layers of which only a function differs are not alike."""
     a, b = inn.Elementwise(jnp.tanh), inn.Elementwise(jnp.arctan)

@@ -1,13 +1,17 @@
 """Programs that compute several tiles of a kernel matrix."""
 
+from typing import Any
+
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
+from nets import architectures
 
 import infinitenet as inn
-from infinitenet import _entries as entries, _tiled as tiled
+from infinitenet import _entries as entries, _tiled as tiled, _tiles as sizes
 from infinitenet._assembly import Assembly
-from infinitenet._stacks import half_stacks
+from infinitenet._stacks import half_stacks, to_stacks
 from infinitenet._tiled import TiledGram
 from infinitenet._tiles import cost_of
 
@@ -33,6 +37,27 @@ def test_programs_of_several_tiles(n):
                 for a, b in zip(got, (want.nngp, want.ntk), strict=True):
                     np.testing.assert_allclose(a, b, rtol=1e-6)
                     assert x2 is not None or np.array_equal(a, a.T)
+
+
+@pytest.mark.parametrize("name", ["conv_only", "conv_only_pooled", "pooled_attention"])
+def test_rounded_as_alone(name, monkeypatch):
+    """Tiles one after the other in a program, and what is left to do after them."""
+    monkeypatch.setattr(sizes, "_CACHE", 2**12)
+    make, shape = architectures[name]
+    x, y = jr.normal(jr.key(0), (2, 17, *shape))
+    of = make(8), x, y
+    options: dict[str, Any] = {"ntk": True, "demand": inn.Demand(), "memory": None}
+    tiles = TiledGram(*of, **options)
+    stacks = to_stacks(tiles.tiling, tiles._cost)
+    assert stacks.starts.shape[1] > 1 and tiles.tiling.rows > 1
+    whole = tiles.whole(lambda done, total: None)
+    each = TiledGram(*of, **options).compute(tiles.tiling.tiles)
+    for tile, part in reversed([*zip(tiles.tiling.tiles, each, strict=True)]):
+        for k, own in zip(*map(jax.tree.leaves, (whole, part)), strict=True):
+            at = tile.moved(-tile.row % stacks.rows, -tile.column % stacks.columns)
+            own = np.asarray(own)[at.row - tile.row :, at.column - tile.column :]
+            ends = at.moved(*own.shape[:2])
+            assert np.array_equal(k[at.row : ends.row, at.column : ends.column], own)
 
 
 def test_large_tiles_are_in_blocks(monkeypatch):

@@ -13,7 +13,6 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._compiler import apart
 from .._covariance import Covariance, Pairs
 from .._hyperparameters import (
     check_scale,
@@ -26,7 +25,7 @@ from .._inputs import Inputs, Positions
 from .._kernel import CovarianceMap, Demand, Kernel
 from .._layer import AbstractLayer, uninitialised
 from .._path import LayerError
-from .._tokens import attend, distances_between, MECHANISMS, root_of
+from .._tokens import attend, distances_between, MECHANISMS, root_of, weighted
 from .._weights import AbstractWeights
 
 
@@ -345,7 +344,7 @@ class SelfAttention(AbstractLayer):
             return lambda k, variance: _tokens(k)
         share, correlations = channels / total, self._correlations(kernel.nngp.spatial)
         R = jnp.asarray(size / total * correlations, kernel.dtype)
-        return lambda k, variance: _weighted(share, _tokens(k), variance, R)
+        return lambda k, variance: weighted(share, _tokens(k), variance, R)
 
     def _propagate(
         self,
@@ -359,15 +358,6 @@ class SelfAttention(AbstractLayer):
         return kernel.propagate_at(
             fn_at, variances, variances, needs=Pairs.ALL, channels=self.width
         )
-
-
-@apart
-def _weighted(
-    a: float, x: Float[Array, "n n"], b: Float[Array, ""], y: Float[Array, "n n"]
-) -> Float[Array, "n n"]:
-    # By itself, as XLA may reshape `x` after the product in programs for several devices,
-    # and rounds otherwise then.
-    return a * x + b * y
 
 
 def _tokens(k: Covariance) -> Float[Array, "n n"]:
