@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peer import MODES, Workload, WORKLOADS
+from peer import MODES, SCALES, Workload, WORKLOADS
 from tables import machine, markdown, publish, spread
 from workers import interpreters, Worker, WorkerError
 
@@ -275,7 +275,7 @@ def parse(
     parser.set_defaults(peer_python=None, peer_mode="jit")
     add("--repeats", type=int, default=5, help="runs of each that count")
     add("--workloads", default=",".join(workloads), help="which ones, with commas")
-    add("--scale", choices=("full", "small"), default="full")
+    add("--scale", choices=SCALES, default="full")
     add("--output", type=Path, help="file to write the results to, as Markdown")
     args = parser.parse_args()
     names = args.workloads.split(",")
@@ -286,8 +286,7 @@ def parse(
             parser.error(f"no interpreter at {python}")
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
-    chosen = [workloads[name] for name in names]
-    args.workloads = [x.small() for x in chosen] if args.scale == "small" else chosen
+    args.workloads = [workloads[name].at(args.scale) for name in names]
     return args
 
 

@@ -234,9 +234,9 @@ class Group(NamedTuple):
 
 # Such that kernels take longer than calls, and most of them less than a second.
 GROUPS = (
-    Group(_after(_DENSE, _CLOSED_FORMS) | _ONCE, 1500, (100,)),
+    Group(_after(_DENSE, _CLOSED_FORMS) | _ONCE, 2000, (100,)),
     Group(_after(_SMALL, _QUADRATURE), 300, (100,)),
-    Group(_ON_VECTORS, 1500, (100,)),
+    Group(_ON_VECTORS, 2000, (100,)),
     Group(_FLATTENED, 150, (8, 8, 3)),
     Group(_POOLED, 20, (8, 8, 3)),
     Group(_UPSAMPLED, 6, (4, 4, 3)),

@@ -25,8 +25,8 @@ class Shifts(eqx.Module):
 
     Convolutions and nonlinearities keep distances, so networks of these can be evaluated at
     some distances at a time: in memory of the size of an image for each. These are `start`,
-    and from there `step` apart along the last dimension, `count` of them. Arrays of them
-    are of shape `(count, *spatial)`.
+    and from there `step` apart along the last dimension, `count` of them, which go around
+    it once at most. Arrays of them are of shape `(count, *spatial)`.
 
     As $q = p + a$ goes around, neighbours of $(p, q)$ in an array are not always so in the
     images. But those that are within both images are at the same distance, so it suffices

@@ -17,7 +17,8 @@ from mesh_checks import memory_for, mesh
 from nets import architectures
 
 import infinitenet as inn
-from infinitenet._batch import batch_size, to_batch
+from infinitenet._batch import batch_size, first_of, to_batch
+from infinitenet._entries import one, program_of
 from infinitenet._mesh import auto_mesh
 from infinitenet._sharded import ShardedGram
 from infinitenet._tiled import TiledGram
@@ -192,6 +193,30 @@ def _same_tiles(problem, n1, n2, memory, on):
     )
 
 
+def _is_one_function(problem, n1, n2, memory):
+    """Whether XLA on CPU compiles a loop over layers as one function, as it is so small.
+
+    Then it joins operations of different layers, and for several devices others than for
+    one: so results may differ by the rounding of these.
+    """
+    x, y = (x if x is None else to_batch("x", x) for x in problem.inputs(n1, n2))
+    options = {"ntk": True, "demand": problem.demand, "memory": memory}
+    tiled = TiledGram(problem.net, x, y, **options)
+    parts, (rows, columns, _) = tiled.parts, tiled.tiling
+    x1, x2 = first_of(parts.x1), first_of(parts.x2)
+    program = program_of(parts.entry, one, parts.arrays, x1, x2, parts.entry.parts[0])
+    return rows * columns < parts.cost.fewest and "scan[" in str(program.jaxpr)
+
+
+def _nearly_same(got, want):
+    def of(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        rms = np.sqrt(np.mean(np.square(b)))
+        return np.max(np.abs(a - b)) <= 8 * np.finfo(b.dtype).eps * rms
+
+    return all(map(of, jax.tree.leaves(got), jax.tree.leaves(want)))
+
+
 def _each(problem, name, count):
     """Matrices that are compared: their sizes, inputs, memory, and shape of the mesh."""
     for n1, n2, area, shape in plan(name, count):
@@ -211,8 +236,10 @@ def _check(name, count, dtype, folder):
         problem.check(tiled, *sizes)
         problem.check(got, *sizes)
         if _same_tiles(problem, *sizes, memory, mesh(*shape)):
-            assert same(got, tiled), (sizes, shape)
-            alike += 1
+            alike += same(got, tiled)
+            joined = _is_one_function(problem, *sizes, memory)
+            check = _nearly_same if joined else same
+            assert check(got, tiled), (sizes, shape)
         if shape == _together:
             np.savez(folder / _label(name, sizes), nngp=got.nngp, ntk=got.ntk)
     print(f"{name}: {problem.deviation:.1e}, {alike} of {2 * count} to the last bit")
