@@ -158,9 +158,9 @@ def check_last_bit():
 def check_tiles():
     """Tiles are of the size that memory has room for."""
     x, y = SEQUENCES[:, :16]
-    tiles = ShardedGram(
-        POOLED, x, y, mesh=auto_mesh(mesh(4, 2)), **options(memory_for(POOLED, x, 4))
-    )
+    # Of eight entries, but only of what is computed of two rows.
+    memory = memory_for(POOLED, x, 8)
+    tiles = ShardedGram(POOLED, x, y, mesh=auto_mesh(mesh(4, 2)), **options(memory))
     assert (tiles.programs.rows, tiles.programs.columns) == (2, 2)
 
 
