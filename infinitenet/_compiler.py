@@ -48,17 +48,6 @@ def parallel_convolutions() -> dict[str, Any]:
     return _if_known({name: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"})
 
 
-@ft.cache
-def wide_vectors() -> dict[str, Any]:
-    """Options of a program of functions of each entry, as for `parallel_convolutions`.
-
-    XLA leaves half of AVX-512 unused by default, as older processors slow down with it.
-    Others evaluate exponentials in three quarters of the time. Where there is no AVX-512,
-    nothing is changed.
-    """
-    return _if_known({"xla_cpu_prefer_vector_width": 512})
-
-
 def _if_known(options: dict[str, Any]) -> dict[str, Any]:
     """Options of CPUs, or none if this version of JAX has other ones."""
     if jax.default_backend() != "cpu":

@@ -40,6 +40,11 @@ class AbstractEntry(abc.ABC):
         """Those of the kernel of an input with itself, if these are others."""
         return self.parts
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to do after the sum."""
+        return False
+
     def inputs(self, arrays: PyTree, x: PyTree) -> PyTree:
         """A batch of what parts take, of which some may be computed once for all parts."""
         del arrays
@@ -72,6 +77,10 @@ class Entry(AbstractEntry):
     @property
     def parts(self):
         return [None]
+
+    @property
+    def is_whole(self):
+        return True
 
     def part(self, arrays, x1, x2, part):
         del part
@@ -118,6 +127,8 @@ def entry_of(
 
 def _of_known_precision(x: Array) -> Array:
     """In float32 if JAX has float64 disabled by now."""
+    if not eqx.is_inexact_array(x):
+        return x
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     return x if dtype == x.dtype else x.astype(dtype)
 
@@ -173,17 +184,25 @@ def finish_one(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
     return entry.finish(arrays, total)
 
 
-@apart
 def finish_pairs(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
+    return total if entry.is_whole else _finish_pairs(entry, arrays, total)
+
+
+@apart
+def _finish_pairs(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
     return over_examples(ft.partial(finish_alone, entry, arrays))(total)
 
 
 def finish_alone(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
+    if entry.is_whole:
+        return total
     of_one = ft.partial(_traced_once, entry, finish_one, arrays)
     return over_examples(of_one)(total)
 
 
 def finish_stacks(entry: AbstractEntry, arrays: PyTree, total: PyTree) -> Pair:
+    if entry.is_whole:
+        return total
     finish = ft.partial(finish_pairs, entry, arrays)
     return over_examples(over_examples(finish))(total)
 
@@ -227,6 +246,7 @@ def cached_program(
     shapes: Sequence[tuple[tuple[int, ...], Any]],
     context: tuple[Any, ...],
 ) -> Program:
+    # Only what a program is kept for.
     del context
     structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
     return Program(ft.partial(fn, entry), *jax.tree.unflatten(structure, structs))

@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PyTree
 
-from ._compiler import wide_vectors
 from ._mesh import auto_mesh
 from ._schedule import blocks
 
@@ -75,9 +74,7 @@ class Grid:
 
     def map(self, fn: Callable, in_specs: Any, **options: Any) -> Callable:
         """A function that every device runs by itself, of what belongs to it."""
-        # Compiled as without a mesh: see `Program`.
-        each = self.mapped(fn, in_specs, self.on_each)
-        return jax.jit(each, compiler_options=wide_vectors(), **options)
+        return jax.jit(self.mapped(fn, in_specs, self.on_each), **options)
 
     def mapped(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
         return jax.shard_map(

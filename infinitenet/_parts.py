@@ -129,9 +129,8 @@ class Parts:
 
     def _finish_stacks(self, total: PyTree) -> Pair:
         steps, side_by_side = jax.tree.leaves(total)[0].shape[:2]
-        program = program_of(self.entry, finish_stacks, self.arrays, total)
-        if side_by_side > 1 or not program.jaxpr.eqns:
-            return program(self.arrays, total)
+        if side_by_side > 1 or self.entry.is_whole:
+            return self._finish(finish_stacks, total)
         # One by one, so that rounding does not depend on how many there are.
         each = [self._finish(finish_tile, total, np.int32(i)) for i in range(steps)]
         return jax.tree.map(lambda *k: jnp.stack(k)[:, None], *each)

@@ -9,8 +9,6 @@ import jax
 import jax.extend.core as jex
 from jaxtyping import PyTree
 
-from ._compiler import wide_vectors
-
 
 # Functions under `jit` of this name have arrays of their own of bounded size, however large
 # a tile is. If they were counted, tiles would be tiny.
@@ -34,7 +32,7 @@ class Program:
         self._structure = jax.tree.structure(self.out)
         # One that does nothing is not worth a call.
         if self.jaxpr.eqns:
-            self.run = jax.jit(self.run, compiler_options=wide_vectors())
+            self.run = jax.jit(self._function)
 
     def __call__(self, *args: PyTree) -> PyTree:
         return jax.tree.unflatten(self._structure, self.run(*jax.tree.leaves(args)))

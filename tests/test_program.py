@@ -1,11 +1,17 @@
 """Functions without the Python that made them."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 
 import infinitenet as inn
+from infinitenet._entries import finish_alone, finish_pairs, finish_stacks, program_of
+from infinitenet._parts import Parts
 from infinitenet._program import Program
 
 
@@ -57,3 +63,70 @@ def test_contexts():
         inn.gram(net, x)
     for k in (second, third):
         np.testing.assert_allclose(k.ntk, first.ntk, rtol=1e-6)
+
+
+_LONG_ARRAYS = """
+import infinitenet as inn, jax, jax.numpy as jnp, numpy as np
+
+for dtype in (np.float32, np.float64):
+    x, y = np.random.default_rng(0).normal(size=(2, 70, 6)).astype(dtype)
+    fns = jnp.arctan, jnp.tanh, jnp.sin, jax.nn.softplus
+    for layer in (*map(inn.Elementwise, fns), inn.Relu(), inn.Erf(), inn.Gelu()):
+        net = inn.Sequential([inn.Dense(4, 1.5, 0.1), layer, inn.Dense(1)])
+        got = inn.gram(net, x, y)
+        one = lambda i, j: inn.gram(net, x[i : i + 1], y[j : j + 1])
+        for i, j in ((0, 0), (1, 5), (2, 33), (69, 69)):
+            for a, b in zip(*map(jax.tree.leaves, (got, one(i, j))), strict=True):
+                np.testing.assert_allclose(a[i, j], b[0, 0], 1e-4, 1e-5, err_msg=f"{layer}")
+"""
+
+
+def test_long_arrays():
+    """Functions are compiled rightly also for as many entries as vectors are of.
+
+    By a compiler that optimises, as that of users does, but not that of these tests.
+    """
+    names = "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    run = [sys.executable, "-c", _LONG_ARRAYS]
+    subprocess.run(run, env=env | {"JAX_ENABLE_X64": "1"}, check=True)
+
+
+def test_nothing_left_to_do():
+    """After a single part, there is no other program to call."""
+    net = inn.Sequential([inn.Dense(4), inn.Relu(), inn.Dense(1)])
+    x = jnp.ones((2, 3))
+    parts = Parts(net, x, x, True, inn.Demand(), None)
+    for fn, shape in (
+        (finish_alone, (2,)),
+        (finish_pairs, (1, 2)),
+        (finish_stacks, (4,) * 4),
+    ):
+        total = jax.tree.map(lambda k, shape=shape: jnp.ones(shape, k.dtype), parts.like)
+        assert not program_of(parts.entry, fn, parts.arrays, total).jaxpr.eqns
+
+
+class _WithKey(inn.AbstractLayer):
+    """Has leaves that are no numbers."""
+
+    key: jax.Array
+
+    def __call__(self, x, *, key=None):
+        return x
+
+    def check(self, signal):
+        return signal
+
+    def requires(self, demand):
+        return demand
+
+    def infinite(self, kernel):
+        return kernel
+
+
+def test_keys():
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    layers = [inn.Dense(4), inn.Relu(), inn.Dense(1)]
+    got = inn.gram(inn.Sequential([_WithKey(jax.random.key(0)), *layers]), x)
+    want = inn.gram(inn.Sequential(layers), x)
+    np.testing.assert_allclose(got.ntk, want.ntk, rtol=1e-12)
