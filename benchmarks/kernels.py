@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peer import MODES, SCALES, Workload, WORKLOADS
+from peer import MODES, Workload, WORKLOADS
 from tables import machine, markdown, publish, spread
 from workers import interpreters, Worker, WorkerError
 
@@ -257,11 +257,16 @@ def report(comparisons: Sequence[Comparison], args: argparse.Namespace) -> str:
 
 
 def parse(
-    doc: str | None, workloads: Mapping[str, Any], *, peer: bool = True
+    doc: str | None,
+    workloads: Mapping[str, Any],
+    *,
+    peer: bool = True,
+    scales: Sequence[str] = ("full", "small"),
 ) -> argparse.Namespace:
     """Reads the command line of a script that has this docstring and these workloads.
 
-    Unless `peer`, it times `infinitenet` only.
+    Unless `peer`, it times `infinitenet` only. Scales other than `full` are methods of the
+    workloads.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -275,7 +280,7 @@ def parse(
     parser.set_defaults(peer_python=None, peer_mode="jit")
     add("--repeats", type=int, default=5, help="runs of each that count")
     add("--workloads", default=",".join(workloads), help="which ones, with commas")
-    add("--scale", choices=SCALES, default="full")
+    add("--scale", choices=scales, default="full")
     add("--output", type=Path, help="file to write the results to, as Markdown")
     args = parser.parse_args()
     names = args.workloads.split(",")
@@ -286,13 +291,15 @@ def parse(
             parser.error(f"no interpreter at {python}")
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
-    args.workloads = [workloads[name].at(args.scale) for name in names]
+    args.workloads = [workloads[name] for name in names]
+    if args.scale != "full":
+        args.workloads = [getattr(x, args.scale)() for x in args.workloads]
     return args
 
 
 def main() -> int:
     """Runs the workloads and returns the exit status."""
-    args = parse(__doc__, WORKLOADS)
+    args = parse(__doc__, WORKLOADS, scales=("full", "small", "large"))
     comparisons, failed = compare_all(args, symmetric=True)
     if comparisons:
         publish(report(comparisons, args), args.output)

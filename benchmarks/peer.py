@@ -30,7 +30,6 @@ from networks import Network, NETWORKS, Stax
 
 LIBRARIES = ("infinitenet", "neural_tangents")
 MODES = ("jit", "eager", "batch")
-SCALES = ("full", "small", "large")
 
 # `(x1, x2, graphs)` to `(nngp, ntk)`; `x2=None` asks for the symmetric kernel. There is a
 # graph of positions for each example of either input, or `graphs=None`.
@@ -67,10 +66,6 @@ class Workload:
         """Returns the same with more examples, to tell what a symmetric kernel saves."""
         times = 4 if len(self.shape) > 1 else 2
         return dataclasses.replace(self, n=times * self.n)
-
-    def at(self, scale: str) -> "Workload":
-        """Returns the workload at one of these scales."""
-        return self if scale == "full" else getattr(self, scale)()
 
 
 def _named(*workloads: Workload) -> dict[str, Workload]:

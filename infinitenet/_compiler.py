@@ -44,14 +44,10 @@ def parallel_convolutions() -> dict[str, Any]:
     channels on one core only: so this leaves only matrix products to it. It is an option
     of JAX 0.10, and nothing is changed where it does not exist.
     """
-    name = "xla_cpu_experimental_ynn_fusion_type"
-    return _if_known({name: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"})
-
-
-def _if_known(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of CPUs, or none if this version of JAX has other ones."""
     if jax.default_backend() != "cpu":
         return {}
+    name = "xla_cpu_experimental_ynn_fusion_type"
+    options = {name: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except Exception:

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._batch import batch_size, over_examples
@@ -121,16 +122,11 @@ def entry_of(
     """The arrays of a network, and the rest of it as an entry."""
     leaves, structure = jax.tree.flatten((without_weights(net), variance))
     rest = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
-    arrays = tuple(map(_of_known_precision, filter(eqx.is_array, leaves)))
+    arrays = tuple(filter(eqx.is_array, leaves))
+    if jnp.result_type(float) != jnp.float64:
+        # Some may have been made while JAX had float64 enabled.
+        arrays = tuple(x.astype(float) if x.dtype == np.float64 else x for x in arrays)
     return arrays, _entry(structure, rest, ntk, demand)
-
-
-def _of_known_precision(x: Array) -> Array:
-    """In float32 if JAX has float64 disabled by now."""
-    if not eqx.is_inexact_array(x):
-        return x
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    return x if dtype == x.dtype else x.astype(dtype)
 
 
 # So caches of what belongs to an entry need not compare networks.

@@ -39,16 +39,14 @@ def infinite_blocks(blocks: Sequence[AbstractLayer], kernel: Kernels) -> Kernels
     arrays = [eqx.partition(a, common) for a in arrays]
     steps = jax.tree.map(lambda *a: jnp.stack(a), *(own for _, own in arrays))
     out = _loop(steps, (arrays[0][0], static[0]), len(blocks), kernel)
-    return _with_channels(out, channels) if isinstance(out, Kernel) else out
+    return _with_channels(out, channels)
 
 
 @eqx.filter_jit
 def _loop(steps: PyTree, common: PyTree, times: int, kernel: Kernels) -> Kernels:
     def step(kernel: Kernels, own: PyTree) -> tuple[Kernels, None]:
         out = infinite(eqx.combine(own, *common), kernel)
-        if isinstance(kernel, Kernel) and isinstance(out, Kernel):
-            out = _with_channels(out, kernel.channels)
-        return out, None
+        return _with_channels(out, getattr(kernel, "channels", None)), None
 
     return lax.scan(step, kernel, steps, length=times)[0]
 
@@ -87,7 +85,10 @@ def _is_like(a: Kernels, b: Kernels) -> bool:
     return all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in each)
 
 
-def _with_channels(kernel: Kernel, channels: int | None) -> Kernel:
+def _with_channels(kernel: Kernels, channels: int | None) -> Kernels:
+    """Of a single kernel: branches stay as they are."""
+    if not isinstance(kernel, Kernel):
+        return kernel
     return dataclasses.replace(kernel, channels=channels)
 
 

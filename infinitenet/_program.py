@@ -28,11 +28,9 @@ class Program:
             lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*flat)
         self._function: Any = jex.jaxpr_as_fun(self.jaxpr)
-        self.run: Any = self._function
-        self._structure = jax.tree.structure(self.out)
         # One that does nothing is not worth a call.
-        if self.jaxpr.eqns:
-            self.run = jax.jit(self._function)
+        self.run: Any = jax.jit(self._function) if self.jaxpr.eqns else self._function
+        self._structure = jax.tree.structure(self.out)
 
     def __call__(self, *args: PyTree) -> PyTree:
         return jax.tree.unflatten(self._structure, self.run(*jax.tree.leaves(args)))

@@ -25,8 +25,8 @@ class Shifts(eqx.Module):
 
     Convolutions and nonlinearities keep distances, so networks of these can be evaluated at
     some distances at a time: in memory of the size of an image for each. These are `start`,
-    and from there `step` apart along the last dimension, `count` of them, which go around
-    it once at most. Arrays of them are of shape `(count, *spatial)`.
+    and from there `step` apart along the last dimension, `count` of them. Arrays of them
+    are of shape `(count, *spatial)`.
 
     As $q = p + a$ goes around, neighbours of $(p, q)$ in an array are not always so in the
     images. But those that are within both images are at the same distance, so it suffices
@@ -40,21 +40,22 @@ class Shifts(eqx.Module):
     @apart
     def second(self, image: Float[Array, "*spatial"]) -> Float[Array, "count *spatial"]:
         """`image[p + a]` at all positions `p`."""
-        twice = self._second_twice(image)
+        repeated = self._second_repeated(image)
         # All of them by one copy, from rows that are `step` longer than what they repeat:
         # a slice for each takes long to compile.
-        rows = self.count, twice.size + self.step
-        flat = jnp.tile(twice.reshape(-1), self.count + 1)[: math.prod(rows)]
-        each = flat.reshape(rows)[:, : twice.size].reshape(-1, *twice.shape)
+        rows = self.count, repeated.size + self.step
+        flat = jnp.tile(repeated.reshape(-1), self.count + 1)[: math.prod(rows)]
+        each = flat.reshape(rows)[:, : repeated.size].reshape(-1, *repeated.shape)
         return each[..., : image.shape[-1]]
 
     @apart
-    def _second_twice(self, image: Float[Array, "*spatial"]) -> Float[Array, "*doubled"]:
-        """Of the first of the distances, and the same again along the last dimension."""
+    def _second_repeated(self, image: Float[Array, "*spatial"]) -> Float[Array, "*longer"]:
+        """Of the first of the distances, on and on along the last dimension."""
         for axis, n in enumerate(image.shape):
             image = jnp.concatenate([image, image], axis)
             image = lax.dynamic_slice_in_dim(image, self.start[axis] % n, n, axis)
-        return jnp.concatenate([image, image], -1)
+        times = 1 + -(-(self.count - 1) * self.step // image.shape[-1])
+        return jnp.concatenate([image] * times, -1)
 
     def products(
         self,

@@ -65,11 +65,14 @@ def memory_for(net, x, area, demand=inn.Demand(), workers=1):
         parts = Parts(net, x, x, True, demand, memory, workers=workers)
         if memory is not None and parts.area <= area:
             return memory
-        part = parts.entry.parts[0]
-        first = first_of(parts.x1)
-        program = program_of(parts.entry, one, parts.arrays, first, first, part)
         # With less memory, pooled networks have smaller arrays.
-        memory = 8 * area * workers * program.largest_of_pairs
+        memory = 8 * area * workers * program_of_one(parts).largest_of_pairs
+
+
+def program_of_one(parts):
+    """That of a part of one entry."""
+    first = first_of(parts.x1), first_of(parts.x2)
+    return program_of(parts.entry, one, parts.arrays, *first, parts.entry.parts[0])
 
 
 #

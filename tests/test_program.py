@@ -1,13 +1,10 @@
 """Functions without the Python that made them."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
+from processes import finish, start
 
 import infinitenet as inn
 from infinitenet._entries import finish_alone, finish_pairs, finish_stacks, program_of
@@ -65,31 +62,11 @@ def test_contexts():
         np.testing.assert_allclose(k.ntk, first.ntk, rtol=1e-6)
 
 
-_LONG_ARRAYS = """
-import infinitenet as inn, jax, jax.numpy as jnp, numpy as np
-
-for dtype in (np.float32, np.float64):
-    x, y = np.random.default_rng(0).normal(size=(2, 70, 6)).astype(dtype)
-    fns = jnp.arctan, jnp.tanh, jnp.sin, jax.nn.softplus
-    for layer in (*map(inn.Elementwise, fns), inn.Relu(), inn.Erf(), inn.Gelu()):
-        net = inn.Sequential([inn.Dense(4, 1.5, 0.1), layer, inn.Dense(1)])
-        got = inn.gram(net, x, y)
-        one = lambda i, j: inn.gram(net, x[i : i + 1], y[j : j + 1])
-        for i, j in ((0, 0), (1, 5), (2, 33), (69, 69)):
-            for a, b in zip(*map(jax.tree.leaves, (got, one(i, j))), strict=True):
-                np.testing.assert_allclose(a[i, j], b[0, 0], 1e-4, 1e-5, err_msg=f"{layer}")
-"""
-
-
-def test_long_arrays():
-    """Functions are compiled rightly also for as many entries as vectors are of.
-
-    By a compiler that optimises, as that of users does, but not that of these tests.
-    """
-    names = "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"
-    env = {name: value for name, value in os.environ.items() if name not in names}
-    run = [sys.executable, "-c", _LONG_ARRAYS]
-    subprocess.run(run, env=env | {"JAX_ENABLE_X64": "1"}, check=True)
+def test_long_arrays(monkeypatch):
+    """By a compiler that optimises, as that of users does, but not that of these tests."""
+    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    finish([start("long_arrays.py")])
 
 
 def test_nothing_left_to_do():

@@ -53,7 +53,12 @@ def _at(k, shifts, spatial):
 
 @pytest.mark.parametrize(
     "spatial, start, step, count",
-    [((9,), (3,), 2, 4), ((3, 4), (2, 1), 1, 4), ((2, 3, 4), (1, 2, 2), 2, 2)],
+    [
+        ((5,), (3,), 2, 4),
+        ((2, 5), (1, 3), 2, 4),
+        ((3, 4), (2, 1), 1, 4),
+        ((2, 3, 4), (1, 2, 2), 2, 2),
+    ],
 )
 @pytest.mark.parametrize("channels", [2, 11])
 def test_of_images(spatial, start, step, count, channels):
