@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PyTree
 from ._batch import batch_size
 from ._covariance import Covariance, Pairs
 from ._entries import Pair
+from ._finite import all_finite
 from ._stacks import Stacks
 from ._tiles import Tile, write_tile
 
@@ -42,6 +43,8 @@ class Assembly:
             lambda k: make((n1, n2, *k.shape), k.dtype), like
         )
         self._device: Any = None
+        # Whether all that was written is known to be.
+        self.is_finite = self.on_host
 
     def write_stacks(
         self, stacks: Stacks, starts: Int[np.ndarray, "steps side_by_side 2"], tiles: Pair
@@ -52,7 +55,7 @@ class Assembly:
             # But for those on several devices.
             devices = list(jax.tree.leaves(tiles)[0].devices())
             self._device = devices[0] if len(devices) == 1 else None
-            write, tiles = self._write_on_host, jax.tree.map(np.asarray, tiles)
+            write, tiles = self._write_on_host, self._on_host(tiles)
         for index in np.ndindex(starts.shape[:2]):
             start = Tile(*starts[index].tolist())
             if start.row >= 0:
@@ -60,6 +63,12 @@ class Assembly:
                 skip = -start.row % stacks.rows, -start.column % stacks.columns
                 own = *index, *(slice(s, None) for s in skip)
                 write(tiles, own, start.moved(*skip))
+
+    def _on_host(self, kernels: Pair) -> PyTree[np.ndarray]:
+        # Here, so that each thread looks at its own, and in one step.
+        if not all_finite(jax.tree.leaves(kernels)):
+            self.is_finite = False
+        return jax.tree.map(np.asarray, kernels)
 
     def _write_on_device(self, tiles: Pair, own: tuple[Any, ...], at: Tile) -> None:
         write = write_tile
@@ -85,9 +94,10 @@ class Assembly:
         if not self.on_host:
             self._out = with_diagonal(self._out, diagonal)
             return
-        for memory, k in zip(*map(jax.tree.leaves, (self._out, diagonal)), strict=True):
+        kernels = self._on_host(diagonal)
+        for memory, k in zip(*map(jax.tree.leaves, (self._out, kernels)), strict=True):
             index = np.arange(len(k))
-            memory[index, index] = np.asarray(k)
+            memory[index, index] = k
 
     def finish(self) -> Pair:
         """The matrices, to which nothing can be written any more."""

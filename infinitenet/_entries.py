@@ -8,12 +8,11 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ._batch import batch_size, over_examples
+from ._batch import over_examples
 from ._compiler import apart
 from ._covariance import Covariance, Pairs
 from ._kernel import Demand, Kernel
@@ -148,28 +147,7 @@ def pairs(
 ) -> PyTree:
     of_pair = lambda x1, x2: _traced_once(entry, one, arrays, x1, x2, part)
     row = lambda x1: over_examples(ft.partial(of_pair, x1))(x2)
-    rows = _rows_at_once(x1, x2)
-    return over_examples(row)(x1) if rows is None else lax.map(row, x1, batch_size=rows)
-
-
-# Bytes of arrays which are larger than the cache of all cores, and of blocks of their rows
-# which are not. In between, to put blocks together takes longer than is gained.
-_LARGE, _BLOCK = 10 * 2**20, 4 * 2**20
-
-# How many more blocks are considered than are needed.
-_MORE = 8
-
-
-def _rows_at_once(x1: PyTree, x2: PyTree) -> int | None:
-    """How many rows of a tile to compute at a time, if not all."""
-    n1, n2 = batch_size(x1), batch_size(x2)
-    row = n2 * jax.tree.leaves(x1)[0].dtype.itemsize
-    if jax.default_backend() != "cpu" or n1 * row <= _LARGE:
-        return None
-    fewest = -(-n1 * row // _BLOCK)
-    blocks = range(fewest, min(n1, fewest + _MORE) + 1)
-    # If the last one has fewer rows, it has to be compiled too.
-    return next((n1 // k for k in blocks if n1 % k == 0), -(-n1 // fewest))
+    return over_examples(row)(x1)
 
 
 def alone(entry: AbstractEntry, arrays: PyTree, x: PyTree, part: Any) -> PyTree:

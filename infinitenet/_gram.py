@@ -7,7 +7,6 @@ import jax
 from jaxtyping import Array
 
 from ._batch import of_one_precision, to_batch, to_batches
-from ._checks import are_finite, check_finite
 from ._custom_types import Arrays
 from ._entries import check_arguments, Pair
 from ._grid import to_mesh
@@ -15,6 +14,7 @@ from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
 from ._mesh import on_devices
+from ._overflow import finite, finite_arrays
 from ._progress import Progress, reporting
 from ._sharded import ShardedGram
 from ._storing import store_gram
@@ -97,16 +97,16 @@ def gram(
         if mesh is not None:
             raise ValueError("Give either `store` or `mesh`: stores do not use meshes.")
         stored = store_gram(net, x1, x2, store=store, progress=progress, **options).load()
-        return Gram(*_finite_arrays(stored.nngp, stored.ntk))
+        return Gram(*finite_arrays(stored.nngp, stored.ntk))
     x1, x2 = to_batches(x1, x2)
     if is_traced((net, x1, x2)):
-        return Gram(*_finite(traced_gram(net, x1, x2, ntk, demand, memory)))
+        return Gram(*_arrays(finite(traced_gram(net, x1, x2, ntk, demand, memory))))
     if mesh is not None and jax.process_index() > 0 and not callable(progress):
         progress = False  # One bar is enough.
     with reporting(progress, "kernel", "entries") as report:
         if mesh is not None:
             return _sharded(net, x1, x2, mesh, report, **options)
-        return Gram(*_finite(TiledGram(net, x1, x2, **options).whole(report)))
+        return Gram(*_arrays(TiledGram(net, x1, x2, **options).whole(report)))
 
 
 def _sharded(
@@ -121,7 +121,7 @@ def _sharded(
     auto = to_mesh(mesh)
     with on_devices(auto):
         tiles = ShardedGram(net, x1, x2, mesh=auto, **options)
-        out = Gram(*_finite(tiles.whole(report)))
+        out = Gram(*_arrays(finite(tiles.whole(report))))
     return jax.device_put(out, jax.sharding.NamedSharding(mesh, tiles.grid.spec))
 
 
@@ -151,24 +151,9 @@ def gram_diagonal(
         out = traced_diagonal(net, x, ntk, demand, memory)
     else:
         out = tiled_diagonal(net, x, ntk=ntk, demand=demand, memory=memory)
-    return GramDiagonal(*_finite(out))
+    return GramDiagonal(*_arrays(finite(out)))
 
 
-def _finite(pair: Pair) -> tuple[Array, Array | None]:
+def _arrays(pair: Pair) -> tuple[Array, Array | None]:
     nngp, tangent = pair
-    return _finite_arrays(nngp.array, None if tangent is None else tangent.array)
-
-
-def _finite_arrays(nngp: Array, ntk: Array | None) -> tuple[Array, Array | None]:
-    given = [k for k in (nngp, ntk) if k is not None]
-    if not is_traced(given) and are_finite(given):
-        return nngp, ntk
-    nngp = check_finite("nngp", nngp, _OVERFLOW)
-    return nngp, None if ntk is None else check_finite("ntk", ntk, _OVERFLOW)
-
-
-_OVERFLOW = (
-    "The kernel has overflowed (unless inputs or hyperparameters are not finite under "
-    "`jit`): lower `W_std`, use fewer layers, scale the inputs down, or use float64 "
-    '(`jax.config.update("jax_enable_x64", True)`).'
-)
+    return nngp.array, tangent and tangent.array

@@ -36,7 +36,6 @@ from ._tiles import (
     cut,
     most_entries,
     most_of,
-    SMALL,
     Tile,
     to_memory,
 )
@@ -79,7 +78,6 @@ class Parts:
         enough = most_of(memory) >= self.workers * program.largest_of_pairs
         self.workers = self.workers if enough else 1
         self.area = choose_area(program.largest_of_pairs, memory // self.workers)
-        self.is_small = program.largest_of_pairs <= SMALL
         self.cost = cost_of(
             program.largest_of_pairs, program.largest_of_one, memory // self.workers
         )

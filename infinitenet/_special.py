@@ -25,6 +25,10 @@ _ARCCOS += (0.001399002327, 0.003457262444, -0.002078148734, 0.001237004854)
 _ARCTAN = (0.999999984, -0.333330668, 0.199924836, -0.142025705, 0.106367541)
 _ARCTAN += (-0.0749544544, 0.0425876075, -0.0160050305, 0.0028340643)
 
+# arcsin(x) / x in powers of x**2, for 0 <= x <= sqrt(1 / 2): likewise.
+_ARCSIN = (0.9999999868, 0.1666699324, 0.07486846864, 0.04663624662, 0.0158277096)
+_ARCSIN += (0.07822954271, -0.09404725882, 0.1119615034)
+
 # (2**x - 1) / x for |x| <= 1 / 2: likewise.
 _EXP2M1 = (0.693147188, 0.240226498, 0.0555035739, 0.00961823758, 0.00133907583)
 _EXP2M1 += (0.000154035122,)
@@ -157,6 +161,20 @@ def angle(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]
     return jnp.sign(y) * jnp.where(steep, np.pi / 2 - acute, acute)
 
 
+def angle_of(sine: Float[Array, "..."], cosine: Float[Array, "..."]) -> Array:
+    """The angle of a sine and a positive cosine, both of which are known to all digits.
+
+    Not to be differentiated.
+    """
+    if not is_narrow(sine):
+        return jnp.arctan2(sine, cosine)
+    magnitude = jnp.abs(sine)
+    smaller = jnp.minimum(magnitude, cosine)
+    acute = smaller * _polynomial(_ARCSIN, smaller**2)
+    acute = jnp.where(magnitude > cosine, np.pi / 2 - acute, acute)
+    return jnp.sign(sine) * acute
+
+
 def determinant(
     q1: Float[Array, "..."],
     k: Float[Array, "..."],
@@ -198,7 +216,7 @@ def arc_sine(
     """
     root, square = _root_and_square(q1, k, q2)
     cosine = jnp.sqrt(square)
-    return angle(k * root, cosine), root / cosine
+    return angle_of(k * root, cosine), root / cosine
 
 
 def _arc_sine_jvp(primals, tangents):

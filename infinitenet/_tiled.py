@@ -12,6 +12,7 @@ from ._batch import batch_size
 from ._entries import Pair
 from ._kernel import Demand
 from ._layer import AbstractLayer
+from ._overflow import finite
 from ._parts import Parts
 from ._progress import Progress
 from ._stacks import half_stacks, to_stacks
@@ -40,11 +41,8 @@ class TiledGram:
         # Parts of one tile are computed at a time too, and so are those of an array.
         one_part = len(self.parts.entry.parts) == 1
         self._cost = self.parts.cost._replace(at_once=self.parts.workers if one_part else 1)
-        of_tiles = self._cost
-        if self.parts.is_small and not self.symmetric:
-            of_tiles = of_tiles._replace(at_once=1)
         self.tiling = choose_tiles(
-            self.n1, self.n2, self.parts.area, symmetric=self.symmetric, cost=of_tiles
+            self.n1, self.n2, self.parts.area, symmetric=self.symmetric, cost=self._cost
         )
 
     def compute(self, tiles: Sequence[Tile]) -> Iterator[Pair]:
@@ -72,14 +70,17 @@ class TiledGram:
         return _diagonal(self.parts)
 
     def whole(self, report: Progress) -> Pair:
-        """The matrix in memory."""
+        """The matrix in memory.
+
+        **Raises:** `ValueError` if it is not finite.
+        """
         parts, total = self.parts, self.n1 * self.n2
         report(0, total)
         if len(self.tiling.tiles) == 1 and not (self.symmetric and self.n1 > 1):
             (only,) = self.compute(self.tiling.tiles)
             only = jax.block_until_ready(only)
             report(total, total)
-            return only
+            return finite(only)
         if self.symmetric:
             stacks = half_stacks(self.n1, self._cost)
         else:
@@ -90,7 +91,8 @@ class TiledGram:
             report(done * total // len(stacks.starts), total)
         if self.symmetric:
             out.write_diagonal(self._diagonal)
-        return out.finish()
+        matrix = out.finish()
+        return matrix if out.is_finite else finite(matrix)
 
 
 def tiled_diagonal(

@@ -21,10 +21,13 @@ from ._batch import batch_size
 # and four times less is slower by the overhead of each layer.
 _CACHE = 2**20
 
-# The same for all tiles of a program, which are in memory only at its end: and for a single
-# one, if entries are of at most so many bytes. Networks without positions do little with
-# each entry, of which XLA then computes parts on all cores.
-_MEMORY, SMALL = 2**24, 64
+# The same of entries of at most so many bytes: networks without positions do little with
+# each, so that it takes longer to begin a layer, and to read all inputs for their products.
+# With much more the cores share a cache for which other programs compete.
+_LIGHT, _LARGER_CACHE = 64, 2**21
+
+# The same for all tiles of a program, which are in memory only at its end.
+_MEMORY = 2**24
 
 # Loops that touch fewer bytes are compiled by XLA on CPU as a single function, in which
 # tiles would be rounded otherwise than alone.
@@ -125,7 +128,7 @@ def choose_area(entry: int, memory: int) -> int:
             f"inputs, but it is {memory}. Networks with pooling or attention need memory "
             "for all pairs of positions: use smaller images, strides, or `Flatten`."
         )
-    return _within(area, entry, _CACHE if entry > SMALL else _MEMORY)
+    return _within(area, entry, _CACHE if entry > _LIGHT else _LARGER_CACHE)
 
 
 def _within(most: int, entry: int, size: int) -> int:

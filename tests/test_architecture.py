@@ -80,6 +80,7 @@ _order = [
     "_by_distances",
     "_stacks",
     "_parts",
+    "_overflow",
     "_assembly",
     "_tiled",
     "_schedule",

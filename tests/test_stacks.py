@@ -9,7 +9,7 @@ import pytest
 from nets import architectures
 
 import infinitenet as inn
-from infinitenet import _entries as entries, _tiled as tiled, _tiles as sizes
+from infinitenet import _tiled as tiled, _tiles as sizes
 from infinitenet._assembly import Assembly
 from infinitenet._stacks import half_stacks, to_stacks
 from infinitenet._tiled import TiledGram
@@ -60,20 +60,20 @@ def test_rounded_as_alone(name, monkeypatch):
             assert np.array_equal(k[at.row : ends.row, at.column : ends.column], own)
 
 
-def test_large_tiles_are_in_blocks(monkeypatch):
-    """Of rows, of which the number may divide that of rows or not."""
-    net = inn.Sequential([inn.Dense(4), inn.Erf(), inn.Dense(1)])
-    y = jr.normal(jr.key(1), (40, 3))
-    for n in (60, 61):
-        x = jr.normal(jr.key(0), (n, 3))
-        want = inn.gram(net, x, y)
-        monkeypatch.setattr(entries, "_LARGE", 10_000)
-        monkeypatch.setattr(entries, "_BLOCK", 4_000)
-        entries.cached_program.cache_clear()
-        got = inn.gram(net, x, y)
-        monkeypatch.undo()
-        entries.cached_program.cache_clear()
-        np.testing.assert_allclose(got.ntk, want.ntk, rtol=1e-13)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_tiles_of_light_entries(symmetric, monkeypatch):
+    """Of which there are many in a tile: whatever is not finite in one of them is found."""
+    net = inn.Sequential([inn.Dense(4), inn.Relu(), inn.Dense(1)])
+    x = jr.normal(jr.key(0), (61, 3))
+    y = None if symmetric else jr.normal(jr.key(1), (40, 3))
+    want = inn.gram(net, x, y)
+    monkeypatch.setattr(sizes, "_LARGER_CACHE", 4_000)
+    options: dict[str, Any] = {"ntk": True, "demand": inn.Demand(), "memory": None}
+    assert len(TiledGram(net, x, y, **options).tiling.tiles) > 2
+    np.testing.assert_allclose(inn.gram(net, x, y).ntk, want.ntk, rtol=1e-13)
+    overflowing = x.at[50].mul(1e160)
+    with pytest.raises(ValueError, match="overflowed"):
+        inn.gram(net, overflowing, y if y is None else 1e160 * y)
 
 
 @pytest.mark.parametrize("n", [2, 9, 40, 301])
