@@ -65,10 +65,11 @@ class Assembly:
                 write(tiles, own, start.moved(*skip))
 
     def _on_host(self, kernels: Pair) -> PyTree[np.ndarray]:
+        out = jax.tree.map(np.asarray, kernels)
         # Here, so that each thread looks at its own, and in one step.
-        if not all_finite(jax.tree.leaves(kernels)):
+        if not all_finite(jax.tree.leaves(out)):
             self.is_finite = False
-        return jax.tree.map(np.asarray, kernels)
+        return out
 
     def _write_on_device(self, tiles: Pair, own: tuple[Any, ...], at: Tile) -> None:
         write = write_tile

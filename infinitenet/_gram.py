@@ -106,7 +106,9 @@ def gram(
     with reporting(progress, "kernel", "entries") as report:
         if mesh is not None:
             return _sharded(net, x1, x2, mesh, report, **options)
-        return Gram(*_arrays(TiledGram(net, x1, x2, **options).whole(report)))
+        # Of known arrays, in the midst of what is traced too.
+        with jax.ensure_compile_time_eval():
+            return Gram(*_arrays(TiledGram(net, x1, x2, **options).whole(report)))
 
 
 def _sharded(

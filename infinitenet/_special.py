@@ -21,10 +21,6 @@ from jaxtyping import Array, Float
 _ARCCOS = (1.414213544, 0.1178534394, 0.02647000176, 0.008244196078)
 _ARCCOS += (0.001399002327, 0.003457262444, -0.002078148734, 0.001237004854)
 
-# arctan(x) / x in powers of x**2, for 0 <= x <= 1: likewise.
-_ARCTAN = (0.999999984, -0.333330668, 0.199924836, -0.142025705, 0.106367541)
-_ARCTAN += (-0.0749544544, 0.0425876075, -0.0160050305, 0.0028340643)
-
 # arcsin(x) / x in powers of x**2, for 0 <= x <= sqrt(1 / 2): likewise.
 _ARCSIN = (0.9999999868, 0.1666699324, 0.07486846864, 0.04663624662, 0.0158277096)
 _ARCSIN += (0.07822954271, -0.09404725882, 0.1119615034)
@@ -150,29 +146,18 @@ def dense(tangent: Array | SymbolicZero, zero: Array) -> Array:
 arc_cosine.defjvp(_arc_cosine_jvp, symbolic_zeros=True)
 
 
-def angle(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`arctan2(y, x)` for `x > 0`. Not to be differentiated."""
-    if not is_narrow(y):
-        return jnp.arctan2(y, x)
-    magnitude = jnp.abs(y)
-    steep = magnitude > x
-    ratio = jnp.where(steep, x, magnitude) / jnp.where(steep, magnitude, x)
-    acute = ratio * _polynomial(_ARCTAN, ratio**2)
-    return jnp.sign(y) * jnp.where(steep, np.pi / 2 - acute, acute)
-
-
-def angle_of(sine: Float[Array, "..."], cosine: Float[Array, "..."]) -> Array:
+def angle(sine: Float[Array, "..."], cosine: Float[Array, "..."]) -> Float[Array, "..."]:
     """The angle of a sine and a positive cosine, both of which are known to all digits.
 
-    Not to be differentiated.
+    Callers have a rule for its derivative, but JAX forgets those in loops under
+    forward-over-reverse mode: so there is no minimum in it, nor a sign of what may be zero.
     """
     if not is_narrow(sine):
         return jnp.arctan2(sine, cosine)
-    magnitude = jnp.abs(sine)
-    smaller = jnp.minimum(magnitude, cosine)
+    steep = jnp.abs(sine) > cosine
+    smaller = jnp.where(steep, cosine, sine)
     acute = smaller * _polynomial(_ARCSIN, smaller**2)
-    acute = jnp.where(magnitude > cosine, np.pi / 2 - acute, acute)
-    return jnp.sign(sine) * acute
+    return jnp.where(steep, jnp.sign(sine) * (np.pi / 2 - acute), acute)
 
 
 def determinant(
@@ -216,7 +201,7 @@ def arc_sine(
     """
     root, square = _root_and_square(q1, k, q2)
     cosine = jnp.sqrt(square)
-    return angle_of(k * root, cosine), root / cosine
+    return angle(k * root, cosine), root / cosine
 
 
 def _arc_sine_jvp(primals, tangents):

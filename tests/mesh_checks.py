@@ -200,6 +200,23 @@ def check_place_of_inputs():
         assert inn.gram(DENSE, x, memory=memory).ntk.devices() == {device}
 
 
+def check_sharded_inputs():
+    """Without a mesh, under `jit` too, in one tile and in several."""
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        sharding = NamedSharding(mesh(8, kind=kind), jax.P("rows"))
+        for net, each in ((DENSE, VECTORS), (POOLED, SEQUENCES)):
+            x, y = each[:, :16]
+            of = [jax.device_put(a, sharding) for a in (x, y)]
+            for memory in (None, memory_for(net, x, 8)):
+                for k in (1, 2):
+                    want = inn.gram(net, *(x, y)[:k])
+                    gram = lambda k=k, net=net, of=of, m=memory: inn.gram(
+                        net, *of[:k], memory=m, progress=False
+                    )
+                    close(gram(), want)
+                    close(jax.jit(gram)(), want)
+
+
 def check_no_communication():
     """Programs that compute tiles need nothing of other devices."""
     # Whether of two sets, or of one with itself.

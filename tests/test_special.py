@@ -210,21 +210,31 @@ def test_arc_cosine_derivatives_agree():
 #
 
 
-def _ratios():
-    magnitudes = np.concatenate([10.0 ** np.arange(-12, 13, 2), np.linspace(0.1, 3, 30)])
-    return np.concatenate([-magnitudes, [0.0], magnitudes])
+def _angles(dtype):
+    tiny = 10.0 ** np.arange(-12, 0)
+    magnitudes = np.concatenate([tiny, np.linspace(0.1, 1.5, 30), np.pi / 2 - tiny])
+    angles = np.concatenate([-magnitudes, [0.0], magnitudes])
+    root = np.sqrt(0.5)  # Where both are equal.
+    sine = np.concatenate([np.sin(angles), [root, -root]])
+    return sine.astype(dtype), np.append(np.cos(angles), [root, root]).astype(dtype)
 
 
 @_dtypes
 def test_angle(dtype):
+    sine, cosine = _angles(dtype)
+    exact = np.arctan2(np.asarray(sine, np.longdouble), np.asarray(cosine, np.longdouble))
+    got = jax.jit(angle)(jnp.asarray(sine), jnp.asarray(cosine))
+    assert got.dtype == dtype
     tolerance = 2e-7 if dtype == np.float32 else 1e-15
-    for scale in (1.0, 1e-6, 1e6):
-        y = jnp.asarray(_ratios() * scale, dtype)
-        x = jnp.full_like(y, scale)
-        y_exact, x_exact = np.asarray(y, np.longdouble), np.asarray(x, np.longdouble)
-        got = jax.jit(angle)(y, x)
-        assert got.dtype == dtype
-        np.testing.assert_allclose(got, np.arctan2(y_exact, x_exact), rtol=tolerance)
+    np.testing.assert_allclose(got, exact, rtol=tolerance)
+
+
+@_dtypes
+def test_derivative_of_angle(dtype):
+    """Along the circle it is one, without any rule."""
+    sine, cosine = map(jnp.asarray, _angles(dtype))
+    _, got = jax.jvp(angle, (sine, cosine), (cosine, -sine))
+    np.testing.assert_allclose(got, 1, rtol=1e-5 if dtype == np.float32 else 1e-14)
 
 
 #
