@@ -20,7 +20,7 @@ from ._sharded import ShardedGram
 from ._storing import store_gram
 from ._tiled import tiled_diagonal, TiledGram
 from ._traced_gram import traced_diagonal, traced_gram
-from ._tracing import is_traced
+from ._tracing import is_traced, of_known_arrays
 
 
 def gram(
@@ -106,8 +106,7 @@ def gram(
     with reporting(progress, "kernel", "entries") as report:
         if mesh is not None:
             return _sharded(net, x1, x2, mesh, report, **options)
-        # Of known arrays, in the midst of what is traced too.
-        with jax.ensure_compile_time_eval():
+        with of_known_arrays():
             return Gram(*_arrays(TiledGram(net, x1, x2, **options).whole(report)))
 
 
