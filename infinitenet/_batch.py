@@ -10,7 +10,6 @@ from jaxtyping import Array, PyTree
 
 from ._checks import check_finite
 from ._inputs import Inputs
-from ._mesh import without_explicit_axes
 from ._signal import check_numbers
 from ._tracing import is_traced
 
@@ -78,7 +77,6 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
             f"scalar inputs, or by `{name}[None]` for a single example."
         )
     x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-    x = without_explicit_axes(x)
     return x if is_traced(x) else check_finite(name, x, _NOT_FINITE)
 
 
