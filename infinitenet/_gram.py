@@ -14,7 +14,7 @@ from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._matrices import Gram, GramDiagonal
 from ._mesh import on_devices
-from ._overflow import finite, finite_arrays
+from ._overflow import finite
 from ._progress import Progress, reporting
 from ._sharded import ShardedGram
 from ._storing import store_gram
@@ -97,7 +97,7 @@ def gram(
         if mesh is not None:
             raise ValueError("Give either `store` or `mesh`: stores do not use meshes.")
         stored = store_gram(net, x1, x2, store=store, progress=progress, **options).load()
-        return Gram(*finite_arrays(stored.nngp, stored.ntk))
+        return Gram(*finite((stored.nngp, stored.ntk)))
     x1, x2 = to_batches(x1, x2)
     if is_traced((net, x1, x2)):
         return Gram(*_arrays(finite(traced_gram(net, x1, x2, ntk, demand, memory))))
