@@ -96,18 +96,32 @@ def gram(
     if store is not None:
         if mesh is not None:
             raise ValueError("Give either `store` or `mesh`: stores do not use meshes.")
-        stored = store_gram(net, x1, x2, store=store, progress=progress, **options).load()
-        return Gram(*finite((stored.nngp, stored.ntk)))
-    x1, x2 = to_batches(x1, x2)
+        stored = store_gram(net, x1, x2, store=store, progress=progress, **options)
+        with of_known_arrays():
+            loaded = stored.load()
+            return Gram(*finite((loaded.nngp, loaded.ntk)))
     if is_traced((net, x1, x2)):
+        x1, x2 = to_batches(x1, x2)
         return Gram(*_arrays(finite(traced_gram(net, x1, x2, ntk, demand, memory))))
+    with of_known_arrays():
+        x1, x2 = to_batches(x1, x2)
+        return _known(net, x1, x2, mesh, progress, **options)
+
+
+def _known(
+    net: AbstractLayer,
+    x1: Arrays,
+    x2: Arrays | None,
+    mesh: jax.sharding.Mesh | None,
+    progress: Progress | bool,
+    **options: Any,
+) -> Gram:
     if mesh is not None and jax.process_index() > 0 and not callable(progress):
         progress = False  # One bar is enough.
     with reporting(progress, "kernel", "entries") as report:
         if mesh is not None:
             return _sharded(net, x1, x2, mesh, report, **options)
-        with of_known_arrays():
-            return Gram(*_arrays(TiledGram(net, x1, x2, **options).whole(report)))
+        return Gram(*_arrays(TiledGram(net, x1, x2, **options).whole(report)))
 
 
 def _sharded(
@@ -147,12 +161,14 @@ def gram_diagonal(
     **Raises:** as `gram`.
     """
     check_arguments(net, Demand())
-    x = of_one_precision(to_batch("x", x))
     if is_traced((net, x)):
+        x = of_one_precision(to_batch("x", x))
         out = traced_diagonal(net, x, ntk, demand, memory)
-    else:
+        return GramDiagonal(*_arrays(finite(out)))
+    with of_known_arrays():
+        x = of_one_precision(to_batch("x", x))
         out = tiled_diagonal(net, x, ntk=ntk, demand=demand, memory=memory)
-    return GramDiagonal(*_arrays(finite(out)))
+        return GramDiagonal(*_arrays(finite(out)))
 
 
 def _arrays(pair: Pair) -> tuple[Array, Array | None]:

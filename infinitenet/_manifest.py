@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from ._batch import batch_size, first_of
+from ._batch import batch_size, shape_of_one
 from ._checkpoint import fingerprint_of, fingerprint_of_program
 from ._entries import entry_of
 from ._kernel import Demand
@@ -34,7 +34,7 @@ def manifest_of(
     net = without_weights(net)
     arrays, entry = entry_of(net, ntk, demand)
     second = x1 if x2 is None else x2
-    args = arrays, first_of(x1), first_of(second)
+    args = arrays, shape_of_one(x1), shape_of_one(second)
     nngp, _ = jax.eval_shape(entry, *args)
     return {
         "format": FORMAT,

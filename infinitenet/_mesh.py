@@ -4,7 +4,7 @@ import contextlib
 
 import jax
 from jax.sharding import AxisType, NamedSharding
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ._tracing import is_traced
 
@@ -31,9 +31,24 @@ def without_explicit_axes(x: Array) -> Array:
 
     Where axes are explicit, not even a matrix and its transpose could be added.
     """
-    if is_traced(x) or not isinstance(x.sharding, NamedSharding):
+    if is_traced(x) or not isinstance(getattr(x, "sharding", None), NamedSharding):
         return x
     mesh, spec = x.sharding.mesh, x.sharding.spec
     if AxisType.Explicit not in mesh.axis_types or not isinstance(mesh, jax.sharding.Mesh):
         return x
     return jax.device_put(x, NamedSharding(auto_mesh(mesh), spec))
+
+
+def on_all_devices(x: PyTree[Array]) -> PyTree[Array]:
+    """Arrays of a trace, but whole if they are spread over explicit axes.
+
+    No loop over what is spread would have parts of one shape on each device.
+    """
+
+    def whole(x: Array) -> Array:
+        mesh = jax.typeof(x).sharding.mesh
+        if AxisType.Explicit not in mesh.axis_types:
+            return x
+        return jax.sharding.reshard(x, NamedSharding(mesh, jax.P()))
+
+    return jax.tree.map(whole, x)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
-from ._assembly import from_above, mirrored
 from ._entries import AbstractEntry, alone, finish_alone, finish_pairs, Pair, pairs
 from ._grid import Grid
 from ._schedule import blocks
+from ._symmetry import from_above, mirrored
 from ._tiles import cut
 
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._assembly import mirrored
 from ._covariance import Covariance
 from ._entries import Pair
 from ._manifest import check_manifest, FORMAT
 from ._matrices import Gram
+from ._symmetry import mirrored
 from ._tiles import cover, Tile, Tiling
 
 

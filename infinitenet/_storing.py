@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from ._batch import to_batches
@@ -12,11 +13,12 @@ from ._entries import check_arguments
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._manifest import manifest_of
+from ._mesh import without_explicit_axes
 from ._progress import Pace, Progress, reporting
 from ._store import open_or_create, StoredGram
 from ._tiled import TiledGram
 from ._tiles import Tile
-from ._tracing import is_traced
+from ._tracing import is_traced, of_known_arrays
 
 
 # Seconds of work between two looks at what other processes have done meanwhile.
@@ -73,19 +75,22 @@ def store_gram(
     Entries that overflow are stored as they are: only `load` of `gram` refuses them.
     """
     check_arguments(net, demand)
-    x1, x2 = to_batches(x1, x2)
     if is_traced((net, x1, x2)):
         raise ValueError(
             "`store` needs arrays of known values: call it outside of `jax.jit`, "
             "`jax.grad` and `jax.vmap`."
         )
     index, count = _to_share(share)
-    tiles = TiledGram(net, x1, x2, ntk=ntk, demand=demand, memory=memory)
-    manifest = manifest_of(net, x1, x2, ntk, demand)
-    stored = open_or_create(store, manifest, tiles.tiling)
-    tiles.tiling = stored.tiling
-    _fit_memory(tiles, stored)
-    _fill(tiles, stored, stored.tiling.tiles[index::count], progress)
+    with of_known_arrays():
+        x1, x2 = to_batches(x1, x2)
+        # Tiles are written to disk, wherever they are.
+        x1, x2 = jax.tree.map(without_explicit_axes, (x1, x2))
+        tiles = TiledGram(net, x1, x2, ntk=ntk, demand=demand, memory=memory)
+        manifest = manifest_of(net, x1, x2, ntk, demand)
+        stored = open_or_create(store, manifest, tiles.tiling)
+        tiles.tiling = stored.tiling
+        _fit_memory(tiles, stored)
+        _fill(tiles, stored, stored.tiling.tiles[index::count], progress)
     return stored
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._assembly import Assembly, symmetrised
+from ._assembly import assembly
 from ._batch import batch_size
 from ._entries import Pair
 from ._kernel import Demand
@@ -16,6 +16,7 @@ from ._overflow import finite
 from ._parts import Parts
 from ._progress import Progress
 from ._stacks import half_stacks, to_stacks
+from ._symmetry import symmetrised
 from ._tiles import choose_tiles, cut, starts, Tile
 
 
@@ -85,7 +86,7 @@ class TiledGram:
             stacks = half_stacks(self.n1, self._cost)
         else:
             stacks = to_stacks(self.tiling, self._cost)
-        out = Assembly(self.n1, self.n2, parts.like, symmetric=self.symmetric)
+        out = assembly(self.n1, self.n2, parts.like, symmetric=self.symmetric)
         write = ft.partial(out.write_stacks, stacks)
         for done, _ in enumerate(parts.stacks(stacks, write), 1):
             report(done * total // len(stacks.starts), total)

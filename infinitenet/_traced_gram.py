@@ -9,6 +9,7 @@ from ._batch import batch_size, shape_of_one
 from ._entries import Entry, entry_of, one, Pair, program_of
 from ._kernel import Demand
 from ._layer import AbstractLayer
+from ._mesh import on_all_devices
 from ._tiles import choose_area, to_memory
 
 
@@ -21,6 +22,7 @@ def traced_gram(
     memory: int | None,
 ) -> Pair:
     """Entries between inputs, or of some with themselves if `x2` is `None`."""
+    x1, x2 = on_all_devices((x1, x2))
     arrays, entry = entry_of(net, ntk, demand)
     area = _area(entry, arrays, x1, x1 if x2 is None else x2, memory)
     return _by_rows(entry, arrays, x1, x2, area)
@@ -30,6 +32,7 @@ def traced_diagonal(
     net: AbstractLayer, x: PyTree, ntk: bool, demand: Demand, memory: int | None
 ) -> Pair:
     """The kernel of each input with itself."""
+    x = on_all_devices(x)
     arrays, entry = entry_of(net, ntk, demand)
     return _diagonal_by_rows(entry, arrays, x, _area(entry, arrays, x, x, memory))
 

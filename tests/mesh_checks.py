@@ -6,6 +6,7 @@
 import functools as ft
 import pathlib
 import sys
+import tempfile
 import traceback
 from typing import Any
 
@@ -214,9 +215,44 @@ def check_sharded_inputs():
                     inn.gram, net, first, second, memory=memory, progress=False
                 )
                 close(gram(), want)
-                if kind == AxisType.Auto:
-                    # Arrays on explicit axes are of no use in a program without these.
+                # Arrays on explicit axes are of no use in a program without these.
+                with jax.set_mesh(sharding.mesh):
                     close(jax.jit(gram)(), want)
+
+
+def check_sharded_inputs_under_jit():
+    """Known ones, and those that are traced too."""
+    x, y = VECTORS[:, :8]
+    both, alone = inn.gram(DENSE, x, y), inn.gram(DENSE, x)
+    diagonal = inn.gram_diagonal(DENSE, x)
+    gram = ft.partial(inn.gram, DENSE, progress=False)
+    diagonal_of = ft.partial(inn.gram_diagonal, DENSE)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        given = mesh(8, kind=kind)
+        spread = NamedSharding(given, jax.P("rows"))
+        first, second = (jax.device_put(a, spread) for a in (x, y))
+        with jax.set_mesh(given):
+            close(jax.jit(gram)(first), alone)
+            close(jax.jit(lambda y, x=first: gram(x, y))(second), both)
+            close(jax.jit(diagonal_of)(first), diagonal)
+            for a, b in ((first, second), (x, y)):
+                on_mesh = ft.partial(gram, mesh=given)
+                close(jax.jit(ft.partial(on_mesh, a, b))(), both)
+                close(jax.jit(ft.partial(on_mesh, a))(), alone)
+                close(jax.jit(ft.partial(diagonal_of, a))(), diagonal)
+
+
+def check_stores():
+    """Of inputs that are spread over axes of either kind, under `jit` too."""
+    x = VECTORS[0, :16]
+    want = inn.gram(DENSE, x)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        spread = jax.device_put(x, NamedSharding(mesh(8, kind=kind), jax.P("rows")))
+        with tempfile.TemporaryDirectory() as folder:
+            for a in (spread, x):
+                store = ft.partial(inn.gram, DENSE, a, store=f"{folder}/k", progress=False)
+                for got in (store(), jax.jit(store)()):
+                    close(got, want)
 
 
 def check_no_communication():

@@ -81,6 +81,7 @@ _order = [
     "_stacks",
     "_parts",
     "_overflow",
+    "_symmetry",
     "_assembly",
     "_tiled",
     "_schedule",

@@ -10,7 +10,7 @@ from nets import architectures
 
 import infinitenet as inn
 from infinitenet import _tiled as tiled, _tiles as sizes
-from infinitenet._assembly import Assembly
+from infinitenet._assembly import DeviceAssembly, HostAssembly
 from infinitenet._stacks import half_stacks, to_stacks
 from infinitenet._tiled import TiledGram
 from infinitenet._tiles import cost_of
@@ -25,14 +25,11 @@ def test_programs_of_several_tiles(n):
         want = inn.gram(net, x, x if x2 is None else x2)
         for memory in (2**30, 2**14):
             tiles = TiledGram(net, x, x2, ntk=True, demand=inn.Demand(), memory=memory)
-            for on_host in (True, False):
+            # Others than CPUs run one program at a time.
+            for assembly, workers in ((HostAssembly, 2), (DeviceAssembly, 1)):
                 with pytest.MonkeyPatch.context() as patch:
-                    make = lambda *args, on_host=on_host, **options: Assembly(
-                        *args, **options, on_host=on_host
-                    )
-                    patch.setattr(tiled, "Assembly", make)
-                    # Others than CPUs run one program at a time.
-                    patch.setattr(tiles.parts, "workers", 2 if on_host else 1)
+                    patch.setattr(tiled, "assembly", assembly)
+                    patch.setattr(tiles.parts, "workers", workers)
                     got = [k.array for k in tiles.whole(lambda done, total: None) if k]
                 for a, b in zip(got, (want.nngp, want.ntk), strict=True):
                     np.testing.assert_allclose(a, b, rtol=1e-6)

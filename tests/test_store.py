@@ -402,6 +402,12 @@ def test_time_left_is_of_what_was_missing():
 def test_under_jit(tmp_path):
     with pytest.raises(ValueError, match="`store` needs arrays of known values"):
         jax.jit(lambda x: inn.gram(_dense, x, store=tmp_path).ntk)(jnp.asarray(_z))
+    # Known arrays, of NumPy or of JAX, are stored while something else is traced.
+    for i, x in enumerate((_z, jnp.asarray(_z))):
+        store = f"{tmp_path}/{i}"
+        stored = lambda a, x=x, store=store: a * inn.gram(_dense, x, store=store).ntk
+        got = jax.jit(stored)(2.0)
+        np.testing.assert_allclose(got, 2 * inn.gram(_dense, _z).ntk, rtol=1e-12)
 
 
 #
@@ -409,7 +415,7 @@ def test_under_jit(tmp_path):
 #
 
 
-# Each tile takes a while, and its name is written down.
+# Each tile takes a while, and its name is written down. After some it waits for its end.
 _child = """
 import os, sys, time
 import jax
@@ -417,12 +423,14 @@ jax.config.update("jax_enable_x64", True)
 import infinitenet as inn, test_store
 from infinitenet._tiled import TiledGram
 
-path, seconds, log = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+path, seconds, log, most = sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 compute = TiledGram.compute
 
 def slow(self, tiles):
+    global most
     for tile, values in zip(tiles, compute(self, tiles), strict=True):
-        time.sleep(seconds)
+        time.sleep(seconds if most else 600)
+        most -= 1
         with open(log, "a") as file:
             file.write(f"{tile.row},{tile.column}\\n")
         yield values
@@ -432,10 +440,10 @@ inn.store_gram(test_store._pool, test_store._x, **test_store._memory, store=path
 """
 
 
-def _start(path, seconds, log):
+def _start(path, seconds, log, most=sys.maxsize):
     folders = [pathlib.Path(__file__).parent, pathlib.Path(inn.__file__).parents[1]]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
-    args = [sys.executable, "-c", _child, str(path), str(seconds), str(log)]
+    args = [sys.executable, "-c", _child, *map(str, (path, seconds, log, most))]
     return subprocess.Popen(args, env=env)
 
 
@@ -455,15 +463,16 @@ def _whole_tiles(path):
     return sum(map(stored.has, stored.tiling.tiles))
 
 
-def _kill_and_resume(path, log, times, seed):
-    """Kills a process again and again, at random. Each starts where the last one ended.
+def _kill_and_resume(path, log, times, seed, most=sys.maxsize):
+    """Kills a process again and again, at random. Each starts where the last one ended,
+    and computes so many tiles.
 
     Returns how many were killed: fewer if the store is complete before.
     """
     draw, killed = random.Random(seed), 0
     while killed < times and not (path.exists() and inn.open_gram(path).is_complete):
         before, kept = len(_lines(log)), _whole_tiles(path)
-        with _start(path, 0.02, log) as child:
+        with _start(path, 0.02, log, most) as child:
             # Not while it imports: then there is nothing to lose.
             while child.poll() is None and len(_lines(log)) == before:
                 time.sleep(0.01)
@@ -485,7 +494,8 @@ def _finished(path):
 
 
 def test_killed(tmp_path):
-    assert _kill_and_resume(tmp_path / "a", tmp_path / "log", 3, 0) == 3
+    # Of ten tiles.
+    assert _kill_and_resume(tmp_path / "a", tmp_path / "log", 3, 0, most=3) == 3
     _same(_finished(tmp_path / "a"), _whole(tmp_path / "whole"))
 
 
