@@ -28,6 +28,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import gc
+
 import hypothesis
 import jax
 import jax.random as jr
@@ -44,10 +46,22 @@ hypothesis.settings.register_profile("infinitenet", deadline=None, derandomize=T
 hypothesis.settings.load_profile("infinitenet")
 
 
+# JAX makes many objects that stay: looking at all of them for garbage takes long.
+gc.set_threshold(100_000, 20, 100)
+
+
 def pytest_configure(config):
     # A worker may find what another one is about to write: then it compiles that itself.
     message = "Error reading persistent compilation cache"
     config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")
+
+
+def pytest_collection_modifyitems(items):
+    # CPython keeps frames in chunks of 16 KiB, and unmaps one as soon as it is empty. If a
+    # loop within JAX happens to call across the end of a chunk, each call maps memory: that
+    # is a tenth of all time. A frame of so many slots has a chunk with room for all others.
+    for item in items:
+        item.obj.__code__ = item.obj.__code__.replace(co_stacksize=2**17)
 
 
 class GetKey:
