@@ -24,18 +24,17 @@ class AbstractAssembly(abc.ABC):
     """Matrices of `n1` rows and `n2` columns, of entries like one of them.
 
     If they are symmetric, tiles are written to either side of the diagonal.
+
+    - `is_finite`: whether all that was written is known to be.
     """
+
+    is_finite: bool
 
     def __init__(self, n1: int, n2: int, like: Pair, *, symmetric: bool):
         self.symmetric = symmetric
         self._out: PyTree[Any] = jax.tree.map(
             lambda k: self._empty((n1, n2, *k.shape), k.dtype), like
         )
-
-    @property
-    @abc.abstractmethod
-    def is_finite(self) -> bool:
-        """Whether all that was written is known to be."""
 
     def write_stacks(
         self, stacks: Stacks, starts: Int[np.ndarray, "steps side_by_side 2"], tiles: Pair

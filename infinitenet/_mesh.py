@@ -31,9 +31,10 @@ def without_explicit_axes(x: Array) -> Array:
 
     Where axes are explicit, not even a matrix and its transpose could be added.
     """
-    if is_traced(x) or not isinstance(getattr(x, "sharding", None), NamedSharding):
+    sharding = None if is_traced(x) else getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
         return x
-    mesh, spec = x.sharding.mesh, x.sharding.spec
+    mesh, spec = sharding.mesh, sharding.spec
     if AxisType.Explicit not in mesh.axis_types or not isinstance(mesh, jax.sharding.Mesh):
         return x
     return jax.device_put(x, NamedSharding(auto_mesh(mesh), spec))

@@ -205,7 +205,8 @@ def check_place_of_inputs():
 def check_sharded_inputs():
     """Without a mesh, in one tile and in several."""
     for kind in (AxisType.Auto, AxisType.Explicit):
-        sharding = NamedSharding(mesh(8, kind=kind), jax.P("rows"))
+        given = mesh(8, kind=kind)
+        sharding = NamedSharding(given, jax.P("rows"))
         for net, each in ((DENSE, VECTORS), (POOLED, SEQUENCES)):
             x, y = each[:, :16]
             first, second = (jax.device_put(a, sharding) for a in (x, y))
@@ -216,7 +217,7 @@ def check_sharded_inputs():
                 )
                 close(gram(), want)
                 # Arrays on explicit axes are of no use in a program without these.
-                with jax.set_mesh(sharding.mesh):
+                with jax.set_mesh(given):
                     close(jax.jit(gram)(), want)
 
 
