@@ -28,6 +28,7 @@ _order = [
     "_workers",
     "_mesh",
     "_compiler",
+    "_flow_of_arrays",
     "_program",
     "_finite",
     "_checks",
