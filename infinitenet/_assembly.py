@@ -93,8 +93,9 @@ class HostAssembly(AbstractAssembly):
         return memory[start : start + size].view(dtype).reshape(shape)
 
     def _received(self, kernels):
-        # But for those on several devices.
-        devices = list(jax.tree.leaves(kernels)[0].devices())
+        # Where the inputs were put, but for those on several devices.
+        first = jax.tree.leaves(kernels)[0]
+        devices = list(first.devices()) if first.committed else []
         self._device = devices[0] if len(devices) == 1 else None
         out = jax.tree.map(np.asarray, kernels)
         # Here, so that each thread looks at its own, and in one step.

@@ -76,7 +76,9 @@ def to_batch(name: str, x: PyTree) -> PyTree[Array]:
             f"channels)`, but its shape is {x.shape}. Add an axis by `{name}[:, None]` for "
             f"scalar inputs, or by `{name}[None]` for a single example."
         )
-    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    # Not of a dtype that JAX has not enabled: it would warn of that.
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.asarray(x, dtype)
     return x if is_traced(x) else check_finite(name, x, _NOT_FINITE)
 
 

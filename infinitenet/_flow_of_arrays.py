@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax.extend.core as jex
 
+from ._tracing import is_traced
+
 
 # Functions under `jit` of this name have arrays of their own of bounded size, however large
 # a tile is. If they were counted, tiles would be tiny.
@@ -18,6 +20,16 @@ _CALLS = ("jit", "pjit", "custom_jvp_call")
 Sources: TypeAlias = frozenset[int]
 
 _NOTHING: Sources = frozenset()
+
+
+def check_closure(values: Sequence[Any]) -> None:
+    """**Raises:** `ValueError` if a function closes over what is traced elsewhere."""
+    if is_traced(values):
+        raise ValueError(
+            "`net` has a function that uses a value which `jax.jit`, `jax.grad` or "
+            "`jax.vmap` is tracing, where it cannot be seen. Make the value a field of an "
+            "`equinox.Module`, of which `__call__` is the function."
+        )
 
 
 class Flow(NamedTuple):
@@ -94,6 +106,7 @@ def _functions(eqn: jex.JaxprEqn) -> Iterator[jex.Jaxpr]:
     for value in eqn.params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, jex.ClosedJaxpr):
+                check_closure(one.consts)
                 yield one.jaxpr
             elif isinstance(one, jex.Jaxpr):
                 yield one

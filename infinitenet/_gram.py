@@ -88,8 +88,9 @@ def gram(
     length apart) float32 knows the angle to half of its digits only: there the NTK of
     ReLU-like networks is within about 1e-3. Use float64 then.
 
-    It can be differentiated, compiled and vectorised. Under these transformations it is one
-    computation without progress, and what is not finite is a `RuntimeError` at run time.
+    It can be differentiated, compiled and vectorised. Where inputs or hyperparameters are
+    traced for that it is one computation without progress, and what is not finite is a
+    `RuntimeError` at run time. Otherwise it is computed at once, whatever else is traced.
     """
     check_arguments(net, demand)
     options: dict[str, Any] = {"ntk": ntk, "demand": demand, "memory": memory}

@@ -27,6 +27,7 @@ from ._entries import (
     pairs,
     program_of,
 )
+from ._flow_of_arrays import check_closure
 from ._kernel import Demand
 from ._layer import AbstractLayer
 from ._stacks import Stacked, Stacks
@@ -72,6 +73,7 @@ class Parts:
         one1, one2 = shape_of_one(self.x1), shape_of_one(self.x2)
         part = self.entry.parts[0]
         program = program_of(self.entry, one, self.arrays, one1, one2, part)
+        check_closure(program.jaxpr.consts)
         # One entry, of which there are but the shapes.
         self.like = program_of(self.entry, finish_one, self.arrays, program.out).out
         # With little memory, one at a time.

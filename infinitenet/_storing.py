@@ -77,8 +77,8 @@ def store_gram(
     check_arguments(net, demand)
     if is_traced((net, x1, x2)):
         raise ValueError(
-            "`store` needs arrays of known values: call it outside of `jax.jit`, "
-            "`jax.grad` and `jax.vmap`."
+            "`store` needs arrays of known values: none that `jax.jit`, `jax.grad` or "
+            "`jax.vmap` is tracing. Call it outside of these."
         )
     index, count = _to_share(share)
     with of_known_arrays():

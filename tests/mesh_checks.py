@@ -243,6 +243,26 @@ def check_sharded_inputs_under_jit():
                 close(jax.jit(ft.partial(diagonal_of, a))(), diagonal)
 
 
+def check_within_shard_map():
+    """Known arrays are not parts of what devices do each by themselves."""
+    x, y = VECTORS[:, :5]
+    given = mesh(8)
+    fns = (
+        lambda x: inn.gram(DENSE, x, progress=False).ntk.sum(),
+        lambda x: inn.gram(DENSE, x, y, progress=False).ntk.sum(),
+        lambda x: inn.gram_diagonal(DENSE, x).ntk.sum(),
+    )
+    spec = jax.P("rows")
+    for fn in fns:
+        for a in (x, jax.numpy.asarray(x)):
+            times = lambda s, fn=fn, a=a: s * fn(a)
+            each = jax.shard_map(times, mesh=given, in_specs=spec, out_specs=spec)
+            want = fn(x)
+            close(each(np.ones(8)), np.full(8, want))
+            with jax.set_mesh(given):
+                close(jax.jit(each)(np.ones(8)), np.full(8, want))
+
+
 def check_stores():
     """Of inputs that are spread over axes of either kind, under `jit` too."""
     x = VECTORS[0, :16]

@@ -118,6 +118,26 @@ def test_dtypes():
     assert half.nngp.dtype == np.float32
 
 
+def test_double_precision_that_is_not_enabled():
+    """Arrays of NumPy are in double precision by default: nothing warns of it."""
+    with jax.enable_x64(False):
+        assert inn.gram(_net, np.asarray(_x, np.float64)).ntk.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: jax.jit(jax.grad(f))])
+@pytest.mark.parametrize("traced", [False, True])
+def test_values_that_cannot_be_seen(transform, traced):
+    """Else their gradient would be zero."""
+    x = _x[:2, 0]
+
+    def kernel(a, x=x):
+        layers = [inn.Dense(4), inn.Elementwise(lambda z: jnp.tanh(a * z)), inn.Dense(1)]
+        return inn.gram(inn.Sequential(layers), a * x if traced else x, x).nngp.sum()
+
+    with pytest.raises(ValueError, match="a field of an `equinox.Module`"):
+        transform(kernel)(1.0)
+
+
 def test_initialised_networks_have_the_same_kernel():
     net = _net.init(jr.key(0), _x[0])
     assert np.array_equal(inn.gram(net, _x).ntk, inn.gram(_net, _x).ntk)
