@@ -1,7 +1,7 @@
 """What the arrays of a function depend on, and how large they are."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.extend.core as jex
@@ -71,8 +71,7 @@ class Flows:
                 aval: Any = v.aval
                 if s and hasattr(aval, "dtype"):
                     sizes.append((s, math.prod(aval.shape) * aval.dtype.itemsize))
-            for s, size in sizes:
-                largest[s] = max(largest.get(s, 0), size)
+            _keep_largest(largest, sizes)
         return Flow(of(jaxpr.outvars), largest)
 
     def _of_equation(self, eqn: jex.JaxprEqn, given: list[Sources]) -> Flow:
@@ -85,8 +84,7 @@ class Flows:
                 results, within = self._of_loop(eqn, inner, given)
             else:
                 _, within = self.of(inner, [union] * len(inner.invars))
-            for s, size in within.items():
-                largest[s] = max(largest.get(s, 0), size)
+            _keep_largest(largest, within.items())
         return Flow(results, {} if eqn.params.get("name") == _BOUNDED else largest)
 
     def _of_loop(self, eqn: jex.JaxprEqn, step: jex.Jaxpr, given: list[Sources]) -> Flow:
@@ -101,8 +99,19 @@ class Flows:
             given = given[:first] + carried + given[first + n :]
 
 
+def _keep_largest(
+    largest: dict[Sources, int], sizes: Iterable[tuple[Sources, int]]
+) -> None:
+    """Notes what is larger than all before it of the same sources."""
+    for sources, size in sizes:
+        largest[sources] = max(largest.get(sources, 0), size)
+
+
 def _functions(eqn: jex.JaxprEqn) -> Iterator[jex.Jaxpr]:
-    """Those that an equation calls."""
+    """Those that an equation calls.
+
+    **Raises:** `ValueError` for one whose dependence is not in its arguments alone.
+    """
     for value in eqn.params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, jex.ClosedJaxpr):

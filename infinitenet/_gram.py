@@ -117,6 +117,7 @@ def _known(
     progress: Progress | bool,
     **options: Any,
 ) -> Gram:
+    """Of known arrays, as batches."""
     if mesh is not None and jax.process_index() > 0 and not callable(progress):
         progress = False  # One bar is enough.
     with reporting(progress, "kernel", "entries") as report:
